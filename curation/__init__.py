@@ -1,0 +1,1 @@
+"""One file a stage: a clip in, measures and products out. Knows no threshold."""

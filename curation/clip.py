@@ -1,0 +1,205 @@
+"""One clip as its stages see it: decoded once, everything else computed when first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import cv2
+import numpy as np
+
+from curation.audio import Audio, read_audio
+from curation.media import (
+    Limits,
+    MediaInfo,
+    Scaler,
+    decoded,
+    fitted,
+    on_grid,
+    open_media,
+    pixel_aspect,
+    video_stream,
+)
+from curation.stage import Result, Stage
+from manifests.errors import SourceError
+from models.clock import FPS
+
+MAX_SIDE = 640
+"""Longer side, px, of the frames that stages share."""
+MAX_SAMPLE_SIDE = 1920
+"""Longer side, px, of the sampled frames; more than 1080p shows no flaw better."""
+SAMPLE_EVERY = 25
+"""A sampled frame a second, the first half a second in."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The picture of a clip.
+
+    small: [n, h, w, 3] uint8 BGR at 25 fps, longer side at most 640 px.
+    samples: {grid index in the clip: [H, W, 3] uint8 BGR}, one a second, full size (at most 1920 px).
+    """
+
+    small: np.ndarray
+    samples: Mapping[int, np.ndarray]
+
+
+@dataclass
+class Clip:
+    """A clip under measurement. Times and boxes that stages exchange: seconds from the clip's start, pixels
+    of the displayed source picture.
+
+    row: its row of the clips table, measures of earlier stages included.
+    evidence: what earlier stages left for people and for resumed runs, by stage.
+    """
+
+    clip_id: str
+    uri: str
+    info: MediaInfo
+    start_s: float
+    end_s: float
+    row: dict[str, Any] = field(default_factory=dict)
+    evidence: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    stages: Mapping[str, Stage] = field(default_factory=dict)
+    decode: Callable[[Clip], Frames] | None = None
+    _products: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        return self.end_s - self.start_s
+
+    @property
+    def first_frame(self) -> int:
+        """Index of the clip's first frame on the source's 25 fps grid."""
+        return round(self.start_s * FPS)
+
+    @property
+    def frame_count(self) -> int:
+        return round(self.end_s * FPS) - self.first_frame
+
+    @cached_property
+    def frames(self) -> Frames:
+        """The picture. Raises SourceError when nothing decodes."""
+        return (self.decode or decode_clip)(self)
+
+    @property
+    def small(self) -> np.ndarray:
+        """[n, h, w, 3] uint8 BGR at 25 fps, longer side at most 640 px."""
+        return self.frames.small
+
+    @property
+    def samples(self) -> Mapping[int, np.ndarray]:
+        """{grid index: [H, W, 3] uint8 BGR} at full size, one a second."""
+        return self.frames.samples
+
+    @property
+    def scale(self) -> float:
+        """Source pixels per pixel of `small`."""
+        return self.info.width / self.small.shape[2]
+
+    def audio(self, rate: int, start_s: float = 0.0, end_s: float | None = None) -> Audio:
+        """Sound between two times (seconds from the clip's start, may reach outside the clip) at `rate` Hz.
+
+        `Audio.start_s` of the answer is relative to the clip. Shorter where the source has no sound.
+        """
+        end_s = self.seconds if end_s is None else end_s
+        key = ("audio", rate, round(start_s * 1000), round(end_s * 1000))
+        if key not in self._products:
+            found = read_audio(self.uri, self.info, self.start_s + start_s, self.start_s + end_s, rate)
+            self._products[key] = Audio(found.samples, rate, round(found.start_s - self.start_s, 6))
+        return self._products[key]
+
+    def product(self, stage: str) -> Any:
+        """What stage `stage` made for later ones: from this run, or again from stored evidence."""
+        if stage not in self._products:
+            self._products[stage] = self.stages[stage].product(self, self.evidence.get(stage) or {})
+        return self._products[stage]
+
+    def record(self, stage: str, result: Result) -> None:
+        """Keeps what `stage` found, for the stages after it."""
+        self.row.update(result.measures)
+        if result.evidence is not None:
+            self.evidence[stage] = result.evidence
+        if result.product is not None:
+            self._products[stage] = result.product
+
+    def portrait(self, box: tuple[float, float, float], size: int, first: int = 0, count: int | None = None) -> np.ndarray:
+        """[count, size, size, 3] uint8 BGR: the square `box` (x, y, side in source pixels) of grid frames
+        first ... first + count - 1, shrunk by area, grown by bicubic.
+
+        Cut from the shared frames where they resolve it, else decoded once more at full size, so that a
+        face in a wide shot keeps the detail that the source has.
+        """
+        count = len(self.small) - first if count is None else count
+        x, y, side = (v / self.scale for v in box)
+        if side >= size or self.scale <= 1.0:
+            frames = (self.small[i] for i in range(first, first + count))
+            return np.stack([crop_square(f, x, y, side, size) for f in frames])
+        return decode_square(self, box, size, first, count)
+
+
+def crop_square(image: np.ndarray, x: float, y: float, side: float, size: int) -> np.ndarray:
+    """The square at (x, y) of `side` px, resized to [size, size, 3]; edges repeat outside the image."""
+    left, top, wide = round(x), round(y), max(2, round(side))
+    height, width = image.shape[:2]
+    pads = (max(0, -top), max(0, top + wide - height), max(0, -left), max(0, left + wide - width))
+    part = image[max(0, top) : max(0, top + wide), max(0, left) : max(0, left + wide)]
+    if any(pads):
+        part = cv2.copyMakeBorder(part, *pads, cv2.BORDER_REPLICATE)
+    shrink = part.shape[0] > size
+    return cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC)
+
+
+def sample_indices(count: int) -> set[int]:
+    """Grid indices of the sampled frames of a clip of `count` frames; never empty for a clip with frames."""
+    return set(range(min(SAMPLE_EVERY // 2, max(0, count - 1)), count, SAMPLE_EVERY))
+
+
+def decode_clip(clip: Clip) -> Frames:
+    """Decodes the clip's own span. Raises SourceError when no frame of it decodes."""
+    with open_media(clip.uri) as container:
+        stream = video_stream(container, clip.uri)
+        start = clip.info.start_pts_s
+        times = decoded(container, stream, Limits(), clip.uri, from_pts_s=start + clip.start_s if clip.start_s else None)
+        grid = on_grid(((t - start, f) for t, f in times), clip.first_frame, clip.frame_count)
+        return collect(grid, clip, pixel_aspect(stream))
+
+
+def collect(grid: Any, clip: Clip, aspect: float) -> Frames:
+    """Frames of `clip` from (source grid index, decoded frame) pairs."""
+    width, height = fitted(clip.info.width, clip.info.height, MAX_SIDE)
+    small = np.empty((clip.frame_count, height, width, 3), np.uint8)
+    shrink, keep = Scaler(MAX_SIDE, aspect), Scaler(MAX_SAMPLE_SIDE, aspect)
+    wanted, samples, found, last = sample_indices(clip.frame_count), {}, 0, None
+    for index, frame in grid:
+        at = index - clip.first_frame
+        image = small[at - 1] if frame is last else shrink(frame)
+        if image.shape != small.shape[1:]:  # the picture changed size inside the source
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+        small[at] = image
+        if at in wanted:
+            samples[at] = keep(frame)
+        found, last = at + 1, frame
+    if not found:
+        raise SourceError(f"no frame of {clip.uri!r} from {clip.start_s:.2f} s to {clip.end_s:.2f} s decodes")
+    return Frames(small[:found], samples)
+
+
+def decode_square(clip: Clip, box: tuple[float, float, float], size: int, first: int, count: int) -> np.ndarray:
+    """[count, size, size, 3] uint8 BGR of `box` from a decode at full size (`Clip.portrait`)."""
+    out = np.empty((count, size, size, 3), np.uint8)
+    with open_media(clip.uri) as container:
+        stream = video_stream(container, clip.uri)
+        start, begin = clip.info.start_pts_s, clip.first_frame + first
+        at = start + begin / FPS if begin else None
+        times = decoded(container, stream, Limits(), clip.uri, from_pts_s=at)
+        full, done, last = Scaler(1 << 20, pixel_aspect(stream)), 0, None
+        for index, frame in on_grid(((t - start, f) for t, f in times), begin, count):
+            done = index - begin
+            out[done] = out[done - 1] if frame is last else crop_square(full(frame), *box, size)
+            last = frame
+    if done + 1 < count:
+        raise SourceError(f"{clip.uri!r} ended at frame {begin + done + 1}, {begin + count} were there before")
+    return out

@@ -1,0 +1,1 @@
+"""Nets, codecs, detectors and the clock. Knows no table, no Dask, no video file."""

@@ -1,0 +1,1 @@
+"""Composition: the graph, the commands, the recipes."""
