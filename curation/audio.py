@@ -100,9 +100,8 @@ def _positioned(frames: list[Any], position: int) -> Iterator[tuple[int, np.ndar
 
 
 def _frames(container: Any, stream: Any) -> Iterator[Any]:
-    errors = packets = 0
-    for packet in demuxed(container, stream):
-        packets += 1
+    errors = 0
+    for packets, packet in enumerate(demuxed(container, stream), 1):
         try:
             yield from packet.decode()
         except av.error.FFmpegError:

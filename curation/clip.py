@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from curation.audio import Audio, read_audio
 from curation.media import (
+    Feed,
     Limits,
     MediaInfo,
     Scaler,
@@ -19,7 +21,6 @@ from curation.media import (
     fitted,
     on_grid,
     open_media,
-    pixel_aspect,
     video_stream,
 )
 from curation.stage import Result, Stage
@@ -65,6 +66,7 @@ class Clip:
     stages: Mapping[str, Stage] = field(default_factory=dict)
     decode: Callable[[Clip], Frames] | None = None
     _products: dict[str, Any] = field(default_factory=dict)
+    _sounds: dict[tuple[int, int, int], Audio] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -97,7 +99,7 @@ class Clip:
     @property
     def scale(self) -> float:
         """Source pixels per pixel of `small`."""
-        return self.info.width / self.small.shape[2]
+        return self.info.width / fitted(self.info.width, self.info.height, MAX_SIDE)[0]
 
     def audio(self, rate: int, start_s: float = 0.0, end_s: float | None = None) -> Audio:
         """Sound between two times (seconds from the clip's start, may reach outside the clip) at `rate` Hz.
@@ -105,11 +107,11 @@ class Clip:
         `Audio.start_s` of the answer is relative to the clip. Shorter where the source has no sound.
         """
         end_s = self.seconds if end_s is None else end_s
-        key = ("audio", rate, round(start_s * 1000), round(end_s * 1000))
-        if key not in self._products:
+        key = (rate, round(start_s * 1000), round(end_s * 1000))
+        if key not in self._sounds:
             found = read_audio(self.uri, self.info, self.start_s + start_s, self.start_s + end_s, rate)
-            self._products[key] = Audio(found.samples, rate, round(found.start_s - self.start_s, 6))
-        return self._products[key]
+            self._sounds[key] = Audio(found.samples, rate, found.start_s - self.start_s)
+        return self._sounds[key]
 
     def product(self, stage: str) -> Any:
         """What stage `stage` made for later ones: from this run, or again from stored evidence."""
@@ -125,16 +127,19 @@ class Clip:
         if result.product is not None:
             self._products[stage] = result.product
 
-    def portrait(self, box: tuple[float, float, float], size: int, first: int = 0, count: int | None = None) -> np.ndarray:
+    def portrait(
+        self, box: tuple[float, float, float], size: int, first: int = 0, count: int | None = None
+    ) -> np.ndarray:
         """[count, size, size, 3] uint8 BGR: the square `box` (x, y, side in source pixels) of grid frames
         first ... first + count - 1, shrunk by area, grown by bicubic.
 
-        Cut from the shared frames where they resolve it, else decoded once more at full size, so that a
-        face in a wide shot keeps the detail that the source has.
+        Cut from the shared frames where they are decoded and resolve it, else decoded once more at full
+        size, so that a face in a wide shot keeps the detail that the source has.
         """
-        count = len(self.small) - first if count is None else count
+        if count is None:
+            count = len(self.small) - first
         x, y, side = (v / self.scale for v in box)
-        if side >= size or self.scale <= 1.0:
+        if "frames" in self.__dict__ and (side >= size or self.scale <= 1.0):
             frames = (self.small[i] for i in range(first, first + count))
             return np.stack([crop_square(f, x, y, side, size) for f in frames])
         return decode_square(self, box, size, first, count)
@@ -159,26 +164,54 @@ def sample_indices(count: int) -> set[int]:
 
 def decode_clip(clip: Clip) -> Frames:
     """Decodes the clip's own span. Raises SourceError when no frame of it decodes."""
-    with open_media(clip.uri) as container:
-        stream = video_stream(container, clip.uri)
-        start = clip.info.start_pts_s
-        times = decoded(container, stream, Limits(), clip.uri, from_pts_s=start + clip.start_s if clip.start_s else None)
-        grid = on_grid(((t - start, f) for t, f in times), clip.first_frame, clip.frame_count)
-        return collect(grid, clip, pixel_aspect(stream))
+    with SpanDecoder(clip.uri, clip.info) as decoder:
+        return decoder(clip)
 
 
-def collect(grid: Any, clip: Clip, aspect: float) -> Frames:
+class SpanDecoder:
+    """Decodes clips of one source in ascending order with one pass over it: goes on where the last clip
+    ended, seeks over gaps. Which clips came before changes no frame."""
+
+    SEEK_OVER_S = 4.0
+
+    def __init__(self, uri: str, info: MediaInfo) -> None:
+        self.uri, self.info = uri, info
+        self._stack = contextlib.ExitStack()
+        self._container: Any = None
+        self._feed: Feed | None = None
+
+    def __enter__(self) -> SpanDecoder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def __call__(self, clip: Clip) -> Frames:
+        """The picture of `clip`. Raises SourceError when no frame of it decodes."""
+        grid = on_grid(self.frames(clip.first_frame), clip.first_frame, clip.frame_count)
+        return collect(grid, clip)
+
+    def frames(self, first: int) -> Iterator[tuple[float, Any]]:
+        """(s from the first frame, decoded frame) from at or before grid frame `first` on."""
+        if self._container is None:
+            self._container = self._stack.enter_context(open_media(self.uri))
+        start = first / FPS
+        if self._feed is None or not 0 <= start - self._feed.position < self.SEEK_OVER_S:
+            stream = video_stream(self._container, self.uri)
+            zero = self.info.start_pts_s
+            times = decoded(self._container, stream, Limits(), self.uri, from_pts_s=zero + start if first else None)
+            self._feed = Feed((t - zero, frame) for t, frame in times)
+        return iter(self._feed)
+
+
+def collect(grid: Iterable[tuple[int, Any]], clip: Clip) -> Frames:
     """Frames of `clip` from (source grid index, decoded frame) pairs."""
-    width, height = fitted(clip.info.width, clip.info.height, MAX_SIDE)
-    small = np.empty((clip.frame_count, height, width, 3), np.uint8)
-    shrink, keep = Scaler(MAX_SIDE, aspect), Scaler(MAX_SAMPLE_SIDE, aspect)
+    shrink, keep = Scaler(clip.info, MAX_SIDE), Scaler(clip.info, MAX_SAMPLE_SIDE)
+    small = np.empty((clip.frame_count, shrink.height, shrink.width, 3), np.uint8)
     wanted, samples, found, last = sample_indices(clip.frame_count), {}, 0, None
     for index, frame in grid:
         at = index - clip.first_frame
-        image = small[at - 1] if frame is last else shrink(frame)
-        if image.shape != small.shape[1:]:  # the picture changed size inside the source
-            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-        small[at] = image
+        small[at] = small[at - 1] if frame is last else shrink(frame)
         if at in wanted:
             samples[at] = keep(frame)
         found, last = at + 1, frame
@@ -188,18 +221,17 @@ def collect(grid: Any, clip: Clip, aspect: float) -> Frames:
 
 
 def decode_square(clip: Clip, box: tuple[float, float, float], size: int, first: int, count: int) -> np.ndarray:
-    """[count, size, size, 3] uint8 BGR of `box` from a decode at full size (`Clip.portrait`)."""
+    """[count, size, size, 3] uint8 BGR of `box` from a decode at full size (`Clip.portrait`).
+
+    Raises SourceError when fewer frames are there.
+    """
     out = np.empty((count, size, size, 3), np.uint8)
-    with open_media(clip.uri) as container:
-        stream = video_stream(container, clip.uri)
-        start, begin = clip.info.start_pts_s, clip.first_frame + first
-        at = start + begin / FPS if begin else None
-        times = decoded(container, stream, Limits(), clip.uri, from_pts_s=at)
-        full, done, last = Scaler(1 << 20, pixel_aspect(stream)), 0, None
-        for index, frame in on_grid(((t - start, f) for t, f in times), begin, count):
-            done = index - begin
-            out[done] = out[done - 1] if frame is last else crop_square(full(frame), *box, size)
-            last = frame
-    if done + 1 < count:
-        raise SourceError(f"{clip.uri!r} ended at frame {begin + done + 1}, {begin + count} were there before")
+    begin, full, found, last = clip.first_frame + first, Scaler(clip.info), 0, None
+    with SpanDecoder(clip.uri, clip.info) as decoder:
+        for index, frame in on_grid(decoder.frames(begin), begin, count):
+            at = index - begin
+            out[at] = out[at - 1] if frame is last else crop_square(full(frame), *box, size)
+            found, last = at + 1, frame
+    if found < count:
+        raise SourceError(f"{clip.uri!r} ends after {begin + found} frames, {begin + count} were expected")
     return out

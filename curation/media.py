@@ -7,11 +7,14 @@ frame shown before (i + 1/2)/25 s, so variable rates, 15 fps and 60 fps come out
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
@@ -47,10 +50,26 @@ class MediaInfo:
     video_codec: str
     audio_codec: str | None
     audio_rate: int | None
+    box: tuple[int, int, int, int] | None = None
+    """Only this part of the displayed picture exists: x0, y0, x1, y1 in px; width and height are its size."""
+
+    def within(self, box: Sequence[float] | None) -> MediaInfo:
+        """The same file seen through `box`: x0, y0, x1, y1 in px, or shares of the picture when all are <= 1.
+
+        Raises SourceError when nothing of the picture lies inside.
+        """
+        if not box:
+            return self
+        wide, high = (self.width, self.height) if max(box) <= 1.0 else (1, 1)
+        x0, x1 = (min(max(0, round(v * wide)), self.width) for v in (box[0], box[2]))
+        y0, y1 = (min(max(0, round(v * high)), self.height) for v in (box[1], box[3]))
+        if x1 - x0 < 16 or y1 - y0 < 16:
+            raise SourceError(f"box {list(box)} leaves nothing of a {self.width}x{self.height} picture; mend the list")
+        return replace(self, box=(x0, y0, x1, y1), width=x1 - x0, height=y1 - y0)
 
     def row(self) -> dict[str, Any]:
         """Columns of the sources table."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "box"}
 
 
 @contextlib.contextmanager
@@ -73,7 +92,7 @@ def open_media(uri: str) -> Iterator[Any]:
         yield container
 
 
-def probe(uri: str, limits: Limits = Limits()) -> MediaInfo:  # noqa: B008 - frozen
+def probe(uri: str, limits: Limits = Limits()) -> MediaInfo:
     """Container facts, from the header and the first frame.
 
     Raises SourceError when there is no video stream, nothing decodes or a limit is exceeded.
@@ -130,19 +149,36 @@ def header_duration(container: Any, stream: Any) -> float:
 
 
 def decoded(
-    container: Any, stream: Any, limits: Limits = Limits(), uri: str = "", from_pts_s: float | None = None  # noqa: B008
+    container: Any,
+    stream: Any,
+    limits: Limits = Limits(),
+    uri: str = "",
+    from_pts_s: float | None = None,
 ) -> Iterator[tuple[float, Any]]:
     """(presentation time in seconds, frame) in order; broken packets are skipped up to the limit.
 
-    Raises SourceError when more than `limits.max_error_share` of the packets fail.
+    from_pts_s: begin at or before this time. Raises SourceError when more than `limits.max_error_share` of
+    the packets fail.
     """
-    if from_pts_s is not None:
-        container.seek(int(from_pts_s / stream.time_base), stream=stream, backward=True)
+    if from_pts_s is None:
+        yield from _decoded(container, stream, limits, uri)
+        return
+    for earlier in (0.0, 5.0, 30.0, math.inf):  # a transport stream may resume behind the time asked for
+        target = int(max(0.0, from_pts_s - earlier) / stream.time_base)
+        container.seek(target, stream=stream, backward=True)
+        frames = _decoded(container, stream, limits, uri)
+        first = next(frames, None)
+        if first is not None and (first[0] <= from_pts_s + 0.5 / FPS or earlier == math.inf):
+            yield first
+            yield from frames
+            return
+
+
+def _decoded(container: Any, stream: Any, limits: Limits, uri: str) -> Iterator[tuple[float, Any]]:
     step = 1.0 / float(stream.average_rate or stream.guessed_rate or FPS)
-    packets = errors = 0
-    last = None
-    for packet in demuxed(container, stream):
-        packets += 1
+    errors = 0
+    last: float | None = None
+    for packets, packet in enumerate(demuxed(container, stream), 1):
         try:
             frames = packet.decode()
         except av.error.FFmpegError:
@@ -193,18 +229,23 @@ def fitted(width: int, height: int, max_side: int) -> tuple[int, int]:
 
 
 class Scaler:
-    """Frames to upright BGR arrays [h, w, 3] uint8, at most `max_side` px. Keeps its scaler: a new one a
-    frame costs more than the scaling."""
+    """Frames to upright BGR arrays [h, w, 3] uint8, at most `max_side` px, through the box where there is one.
 
-    def __init__(self, max_side: int, aspect: float = 1.0) -> None:
-        self.max_side, self.aspect = max_side, aspect
+    Keeps its scaler: a new one a frame costs more than the scaling.
+    """
+
+    def __init__(self, info: MediaInfo, max_side: int = 1 << 20) -> None:
+        self.info = info
+        self.width, self.height = fitted(info.width, info.height, max_side)
         self._reformatter = VideoReformatter()
 
     def __call__(self, frame: Any) -> np.ndarray:
-        width, height = fitted(*displayed(frame, self.aspect), self.max_side)
+        width, height = self.width, self.height
+        if self.info.box:
+            width, height = displayed(frame, self.info.pixel_aspect)
         if frame.rotation % 180:
             width, height = height, width
-        image = self._reformatter.reformat(
+        image: np.ndarray = self._reformatter.reformat(
             frame,
             width=width,
             height=height,
@@ -214,7 +255,12 @@ class Scaler:
             threads=1,
         ).to_ndarray()
         turns = (frame.rotation % 360) // 90
-        return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+        if turns:
+            image = np.ascontiguousarray(np.rot90(image, turns))
+        if self.info.box:
+            x0, y0, x1, y1 = self.info.box
+            image = cv2.resize(image[y0:y1, x0:x1], (self.width, self.height), interpolation=cv2.INTER_AREA)
+        return image
 
 
 def _colorspace(frame: Any) -> int | None:
@@ -225,7 +271,27 @@ def _colorspace(frame: Any) -> int | None:
     return int(Colorspace.ITU709 if min(frame.width, frame.height) > 576 else Colorspace.ITU601)
 
 
-def on_grid(times: Iterator[tuple[float, Any]], first: int, count: int) -> Iterator[tuple[int, Any]]:
+class Feed:
+    """Timed frames that several spans are read from in turn: the last two can be read again, since the frame
+    that ended one span may begin the next."""
+
+    def __init__(self, frames: Iterator[tuple[float, Any]]) -> None:
+        self._frames = frames
+        self._recent: deque[tuple[float, Any]] = deque(maxlen=2)
+
+    @property
+    def position(self) -> float:
+        """Time of the oldest frame that can still be read, -inf before the first."""
+        return self._recent[0][0] if self._recent else -math.inf
+
+    def __iter__(self) -> Iterator[tuple[float, Any]]:
+        yield from list(self._recent)
+        for item in self._frames:
+            self._recent.append(item)
+            yield item
+
+
+def on_grid(times: Iterable[tuple[float, Any]], first: int, count: int) -> Iterator[tuple[int, Any]]:
     """(grid index, frame) for grid frames first ... first + count - 1, each the last shown before its
     half-way point; a frame may come several times. Ends early where the video ends.
 

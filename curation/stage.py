@@ -11,7 +11,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Stage(ABC):
 
     def params(self) -> dict[str, Any]:
         """Measurement parameters, as they enter the fingerprint."""
-        return asdict(self)  # type: ignore[call-overload]
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
 
 
 def fingerprint(stage: Stage, upstream: Mapping[str, str]) -> str:

@@ -46,7 +46,11 @@ def _columns(stage: str, *rows: tuple[str, str, str]) -> tuple[Column, ...]:
 
 SOURCES: tuple[Column, ...] = _columns(
     "",
-    ("uri", "string", "where the file is: an absolute path or an fsspec URL; the key of a source row"),
+    ("uri", "string", "the key of a source row: its path, with #t=start,end where a list gives a span"),
+    ("path", "string", "where the file is: an absolute path or an fsspec URL"),
+    ("window_start_s", "float64", "look only from here on, s from the first frame, as given by the source list"),
+    ("window_end_s", "float64", "look only to here"),
+    ("box", "list<float64>", "look only inside x0, y0, x1, y1: px, or shares of the picture when all are <= 1"),
     ("source_id", "string", "hash of the content; duplicates share it"),
     ("order", "int64", "place in the list of sources; of equal contents the first is canonical"),
     ("bytes", "int64", "size of the file"),
@@ -79,7 +83,7 @@ GEOMETRY: tuple[Column, ...] = _columns(
     "",
     ("clip_id", "string", "source id + start and end in ms; the key of a clip row"),
     ("source_id", "string", "the source's id"),
-    ("uri", "string", "the canonical file"),
+    ("uri", "string", "the canonical source"),
     ("scene", "int32", "number of the scene in the source"),
     ("start_s", "float64", "s from the first frame of the source"),
     ("end_s", "float64", "s from the first frame of the source"),
@@ -189,6 +193,7 @@ SAMPLES: tuple[Column, ...] = _columns(
     ("chunks", "int32", "k: 8k+1 frames, 4k speech tokens"),
     ("text_tokens", "int32", "text tokens"),
     ("bytes", "int64", "bytes of its members"),
+    ("digest", "string", "SHA-256 over the members, names and contents"),
     ("fingerprint", "category", "of the encode stage and of what it read"),
 )
 

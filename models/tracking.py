@@ -1,0 +1,153 @@
+"""Faces followed over time: which detections are one person, and how many people are there at once.
+
+Tracking by detection in the manner of SORT (Bewley et al. 2016, arXiv:1602.00763): constant velocity and the
+Hungarian method; weak detections may extend a track and never start one (ByteTrack, arXiv:2110.06864).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from models.clock import FPS
+from models.faces import Faces, FaceTrack
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """How detections are joined.
+
+    strong: score that starts a track, 0-1. Real faces of a tenth of the picture's height score 0.7 and more,
+        textures and hands 0.4 and less.
+    max_gap: frames that a track survives unseen (2 s: a head turned away, somebody passing in front).
+    coast: frames for which an unseen face is taken to move on; it waits there afterwards.
+    reach: how far a detection may lie from where its track expects it, in face sizes, a second's gap doubles
+        it; less for a changed size and a poor score.
+    moment: frames from first to last sighting that make a person (0.32 s), and for which people must be seen
+        together; one wrong detection lasts none.
+    """
+
+    strong: float = 0.6
+    max_gap: int = 2 * FPS
+    coast: int = FPS // 2
+    reach: float = 1.0
+    moment: int = 8
+
+
+@dataclass
+class _Path:
+    """A track that grows."""
+
+    frames: list[int] = field(default_factory=list)
+    faces: list[Faces] = field(default_factory=list)
+    velocity: np.ndarray = field(default_factory=lambda: np.zeros(2))
+
+    def add(self, frame: int, face: Faces) -> None:
+        if self.frames:
+            step = (_centres(face.boxes)[0] - self.centre) / (frame - self.frames[-1])
+            self.velocity = step if len(self.frames) == 1 else (self.velocity + step) / 2
+        self.frames.append(frame)
+        self.faces.append(face)
+
+    @property
+    def centre(self) -> np.ndarray:
+        return _centres(self.faces[-1].boxes)[0]
+
+    @property
+    def size(self) -> float:
+        return float(_sizes(self.faces[-1].boxes)[0])
+
+    def expected(self, frame: int, coast: int) -> np.ndarray:
+        return self.centre + self.velocity * min(frame - self.frames[-1], coast)
+
+    def track(self) -> FaceTrack:
+        return FaceTrack(
+            np.array(self.frames, np.int64),
+            np.concatenate([face.boxes for face in self.faces]),
+            np.concatenate([face.landmarks for face in self.faces]),
+            np.concatenate([face.scores for face in self.faces]),
+        )
+
+
+def follow(looks: Sequence[tuple[int, Faces]], how: Tracking = Tracking()) -> list[FaceTrack]:  # noqa: B008 - frozen
+    """Every track, one-frame ones included, in order of first sighting.
+
+    looks: (frame, faces found in it), frames ascending; frames need not be evenly spaced.
+    """
+    alive: list[_Path] = []
+    ended: list[_Path] = []
+    for frame, faces in looks:
+        ended += [path for path in alive if frame - path.frames[-1] > how.max_gap]
+        alive = [path for path in alive if frame - path.frames[-1] <= how.max_gap]
+        pairs = _matched(alive, frame, faces, how)
+        for path, found in pairs:
+            alive[path].add(frame, faces[found : found + 1])
+        taken = {found for _, found in pairs}
+        for new in range(len(faces)):
+            if new not in taken and faces.scores[new] >= how.strong:
+                alive.append(_Path())
+                alive[-1].add(frame, faces[new : new + 1])
+    return sorted((path.track() for path in ended + alive), key=lambda track: int(track.frames[0]))
+
+
+def people(tracks: Sequence[FaceTrack], how: Tracking = Tracking()) -> list[FaceTrack]:  # noqa: B008
+    """The tracks that are people: seen for a moment, and well at least twice."""
+    return [
+        track
+        for track in tracks
+        if track.frames[-1] - track.frames[0] >= how.moment and np.sum(track.scores >= how.strong) >= 2
+    ]
+
+
+def most_at_once(tracks: Sequence[FaceTrack], how: Tracking = Tracking()) -> int:  # noqa: B008
+    """Largest number of tracks that are there together for a moment; a track is there while it is hidden."""
+    if not tracks:
+        return 0
+    there = np.zeros(1 + max(int(track.frames[-1]) for track in tracks), np.int64)
+    for track in tracks:
+        there[track.frames[0] : track.frames[-1] + 1] += 1
+    window = min(how.moment + 1, len(there))
+    return int(np.lib.stride_tricks.sliding_window_view(there, window).min(axis=1).max())
+
+
+def main_track(tracks: Sequence[FaceTrack], width: int, height: int) -> FaceTrack | None:
+    """The face that the clip is about: seen long, large and in the middle of `width` x `height` px."""
+    return max(tracks, key=lambda track: _weight(track, width, height), default=None)
+
+
+def _weight(track: FaceTrack, width: int, height: int) -> float:
+    """Sightings x size x (1 in the middle of the picture, 1/2 in its corners)."""
+    middle = np.array([width, height]) / 2
+    off = np.linalg.norm(_centres(track.boxes) - middle, axis=1) / np.linalg.norm(middle)
+    return float(np.sum(_sizes(track.boxes) * (1 - off / 2)))
+
+
+def _matched(paths: list[_Path], frame: int, faces: Faces, how: Tracking) -> list[tuple[int, int]]:
+    """(path, face) pairs of least total cost; pairs beyond reach are left out."""
+    from scipy.optimize import linear_sum_assignment
+
+    if not paths or not len(faces):
+        return []
+    cost = np.stack([_cost(path, frame, faces, how) for path in paths])
+    beyond = cost > how.reach
+    rows, columns = linear_sum_assignment(np.where(beyond, 1e3, cost))
+    return [(int(r), int(c)) for r, c in zip(rows, columns, strict=True) if not beyond[r, c]]
+
+
+def _cost(path: _Path, frame: int, faces: Faces, how: Tracking) -> np.ndarray:
+    """[n] distance in face sizes from where `path` expects to be, plus the change of size and poor score."""
+    off = np.linalg.norm(_centres(faces.boxes) - path.expected(frame, how.coast), axis=1)
+    slack = path.size * (1 + (frame - path.frames[-1]) / FPS)
+    growth = np.abs(np.log(np.maximum(_sizes(faces.boxes), 1e-6) / max(path.size, 1e-6)))
+    return off / max(slack, 1e-6) + growth + (1 - faces.scores) / 2
+
+
+def _centres(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, :2].astype(np.float64) + boxes[:, 2:]) / 2
+
+
+def _sizes(boxes: np.ndarray) -> np.ndarray:
+    """[n] geometric mean of width and height."""
+    return np.sqrt(np.prod(np.maximum(boxes[:, 2:].astype(np.float64) - boxes[:, :2], 0), axis=1))
