@@ -54,6 +54,7 @@ class Clip:
 
     row: its row of the clips table, measures of earlier stages included.
     evidence: what earlier stages left for people and for resumed runs, by stage.
+    facts: what the source list said of it: licence, language, origin, identity.
     """
 
     clip_id: str
@@ -63,6 +64,7 @@ class Clip:
     end_s: float
     row: dict[str, Any] = field(default_factory=dict)
     evidence: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
     stages: Mapping[str, Stage] = field(default_factory=dict)
     decode: Callable[[Clip], Frames] | None = None
     _products: dict[str, Any] = field(default_factory=dict)

@@ -7,18 +7,29 @@ overlay keeps its place in the frame, while text on clothes or in front of a mov
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from typing import Any, ClassVar
 
 import cv2
 import numpy as np
 
 from curation.clip import Clip
-from curation.stage import Result, Stage, Unmeasured, package_version
+from curation.stage import Result, Scalar, Stage, Unmeasured, package_version
 from manifests.records import measures_of
 from models.clock import FPS
+
+Box = tuple[float, float, float, float]
+"""x0, y0, x1, y1."""
+SAME_PLACE = 0.5
+"""Overlap of two boxes, as a share of the smaller, from which they are one place."""
+SAME_WORDS = 0.6
+"""Likeness of two readings (difflib ratio) from which they are one text."""
+NEAR = 10
+"""Frames to each side of a look in which a text must stay."""
+SLIDE = 24
+"""How far a running line may move in NEAR frames, px of the shared frames."""
 
 
 @dataclass
@@ -31,14 +42,10 @@ class Sighting:
 
     words: str
     score: float
-    box: tuple[float, float, float, float]
+    box: Box
     shown: np.ndarray
     still: bool
     looks: int = 1
-    letters: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.letters = len(re.sub(r"[\W_]", "", self.words))
 
     def row(self) -> dict[str, Any]:
         """As evidence."""
@@ -79,20 +86,23 @@ class RapidOcrOverlay(Stage):
     still_share: float = 0.6
     """Share of the frames near a look in which an overlay keeps its rows; scene text moves on."""
 
+    def revision(self) -> str:
+        return package_version("rapidocr")
+
     def measure(self, clip: Clip) -> Result:
         if not clip.samples:
             raise Unmeasured("no sampled frame")
         found = self.find(clip)
-        counted = [s for s in found if self.counts(s, clip.info.height)]
+        counted = [s for s in found if self.counts(s)]
         shown = np.array([s.shown for s in counted])
         areas = np.array([(s.box[2] - s.box[0]) * (s.box[3] - s.box[1]) for s in counted])
         picture = clip.info.width * clip.info.height
         evidence = {
             "texts": [s.row() for s in counted],
-            "in_scene": [s.row() for s in found if not s.still and s.letters >= self.min_letters],
+            "in_scene": [s.row() for s in found if not s.still and count_letters(s.words) >= self.min_letters],
             "looks_s": [round(at / FPS, 2) for at in sorted(clip.samples)],
         }
-        measures = {
+        measures: dict[str, Scalar] = {
             "overlay_text_count": len(counted),
             "overlay_area": min(1.0, float((areas @ shown).max() / picture)) if counted else 0.0,
             "overlay_seconds": float(shown.any(axis=0).sum() / FPS) if counted else 0.0,
@@ -100,24 +110,21 @@ class RapidOcrOverlay(Stage):
         }
         return Result(measures, evidence)
 
-    def counts(self, text: Sighting, height: int) -> bool:
-        """Whether `text` is an overlay, in a picture of `height` px."""
-        if not text.still or not text.letters:
-            return False
-        if text.letters >= self.min_letters:
-            return True
-        return text.looks > 1 and text.box[3] - text.box[1] <= self.max_lone_height * height
+    def counts(self, text: Sighting) -> bool:
+        """Whether `text` is an overlay."""
+        return text.still and (count_letters(text.words) >= self.min_letters or text.looks > 1)
 
     def find(self, clip: Clip) -> list[Sighting]:
         """Every text read in the clip, each once, in the order of the looks."""
         texts: list[Sighting] = []
         for at, boxes in self.look(clip.samples):
+            to_source = clip.info.width / clip.samples[at].shape[1]
             for corners in boxes:
-                box = bounds(corners)
-                known = next((t for t in texts if t.shown[at] and overlap(t.box, box) > 0.3), None)
+                box = bounds(corners * to_source)
+                known = next((t for t in texts if t.shown[at] and overlap(t.box, box) > SAME_PLACE), None)
                 if known:
                     known.looks += 1
-                elif new := self.read(clip, at, corners):
+                elif new := self.read(clip, at, corners, box):
                     merge(texts, new)
         return texts
 
@@ -131,19 +138,86 @@ class RapidOcrOverlay(Stage):
         for at in order:
             yield at, locate(samples[at], self.fine_area if at in fine else self.scan_area)
 
-    def read(self, clip: Clip, at: int, corners: np.ndarray) -> Sighting | None:
-        """The text in `corners` of the sample at frame `at`, followed through the clip; None if it reads badly."""
+    def read(self, clip: Clip, at: int, corners: np.ndarray, box: Box) -> Sighting | None:
+        """The text in `corners` (px of the sample at frame `at`) and `box` (source px), followed through the
+        clip; None if it reads badly."""
         from models.reader import recognise
 
         text = recognise(clip.samples[at], corners[None])[0]
-        if not text.words or text.score < self.min_score:
+        letters = count_letters(text.words)
+        furniture = letters < self.min_letters and box[3] - box[1] > self.max_lone_height * clip.info.height
+        if not letters or furniture or text.score < self.min_score:
             return None
-        to_source = clip.info.width / clip.samples[at].shape[1]
-        box = tuple(v * to_source for v in bounds(corners))
-        shown, still = follow(clip.small, tuple(v / clip.scale for v in box), at, self.min_match)
+        shown, still = follow(clip.small, scaled(box, 1 / clip.scale), at, self.min_match)
         return Sighting(text.words, text.score, box, shown, still >= self.still_share)
+
+
+def count_letters(words: str) -> int:
+    """Letters and digits, of any script."""
+    return sum(character.isalnum() for character in words)
 
 
 def spread(items: list[int], count: int) -> set[int]:
     """`count` of `items`, in the middles of equal parts."""
     return {items[int((i + 0.5) * len(items) / count)] for i in range(min(count, len(items)))}
+
+
+def merge(texts: list[Sighting], new: Sighting) -> None:
+    """Adds `new`, or joins it to the same words in the same place (a fading caption, a moving background)."""
+    for i, old in enumerate(texts):
+        alike = SequenceMatcher(None, old.words.lower(), new.words.lower(), autojunk=False).ratio()
+        if alike >= SAME_WORDS and overlap(old.box, new.box) > SAME_PLACE:
+            best = max(old, new, key=lambda t: t.score)
+            looks = old.looks + new.looks
+            texts[i] = replace(best, shown=old.shown | new.shown, still=old.still or new.still, looks=looks)
+            return
+    texts.append(new)
+
+
+def follow(frames: np.ndarray, box: Box, at: int, min_match: float) -> tuple[np.ndarray, float]:
+    """Where the picture in `box` (px of `frames`, [n, h, w, 3] uint8) of frame `at` shows again.
+
+    Returns ([n] bool: it stands in that place, the share of the frames within NEAR of `at` in which it keeps
+    its rows, however far it slides along them up to SLIDE px: a running line is an overlay too).
+    """
+    height, width = frames.shape[1:3]
+    x0, y0 = max(0, int(box[0]) - 1), max(0, int(box[1]) - 1)
+    x1, y1 = min(width, int(np.ceil(box[2])) + 1), min(height, int(np.ceil(box[3])) + 1)
+    pattern = edges(frames[at, y0:y1, x0:x1])
+    shown = np.array([match(frame[y0:y1, x0:x1], pattern) > min_match for frame in frames])
+    shown[at] = True
+    left, right = max(0, x0 - SLIDE), min(width, x1 + SLIDE)
+    near = [i for i in range(max(0, at - NEAR), min(len(frames), at + NEAR + 1)) if i != at]
+    kept = [shown[i] or match(frames[i, y0:y1, left:right], pattern) > min_match for i in near]
+    return shown, float(np.mean(kept)) if kept else 1.0
+
+
+def edges(image: np.ndarray) -> np.ndarray:
+    """[h, w, 2] float32 derivatives along x and y of a BGR picture: what a change of light leaves alone."""
+    gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    return np.dstack([cv2.Sobel(gray, cv2.CV_32F, 1, 0), cv2.Sobel(gray, cv2.CV_32F, 0, 1)])
+
+
+def match(image: np.ndarray, pattern: np.ndarray) -> float:
+    """Best normalised correlation (-1 ... 1) of `pattern` with the edges of `image`, at any place in it."""
+    found = cv2.matchTemplate(edges(image), pattern, cv2.TM_CCORR_NORMED)
+    return float(np.nan_to_num(found, posinf=0.0, neginf=0.0).max())
+
+
+def bounds(corners: np.ndarray) -> Box:
+    """x0, y0, x1, y1 of [4, 2] corners."""
+    (x0, y0), (x1, y1) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
+    return x0, y0, x1, y1
+
+
+def scaled(box: Box, factor: float) -> Box:
+    x0, y0, x1, y1 = box
+    return x0 * factor, y0 * factor, x1 * factor, y1 * factor
+
+
+def overlap(a: Box, b: Box) -> float:
+    """Common area over the smaller of the two areas: a line is found whole in one look, in parts in the next."""
+    wide = min(a[2], b[2]) - max(a[0], b[0])
+    high = min(a[3], b[3]) - max(a[1], b[1])
+    least = min((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (a, b))
+    return wide * high / least if wide > 0 and high > 0 else 0.0

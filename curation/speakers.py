@@ -7,6 +7,7 @@ by their faces), one identity from another.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ class CenterFaceSpeakers(Stage):
     fine_every: looks between finer ones (about a second), which find faces in small insets.
     fine_area: px of the picture at a finer look; enough for a face of 6% of the height.
     weak: score under which a detection is nothing at all.
-    strong: score that a person reaches at least twice.
+    sure: score that a person reaches at least twice.
     min_face: a face's longer side over the picture's shorter side under which it is not counted.
     """
 
@@ -44,7 +45,7 @@ class CenterFaceSpeakers(Stage):
     fine_every: int = 6
     fine_area: int = 480 * 480
     weak: float = 0.35
-    strong: float = 0.6
+    sure: float = 0.7
     min_face: float = 0.04
 
     def revision(self) -> str:
@@ -52,7 +53,7 @@ class CenterFaceSpeakers(Stage):
 
     def measure(self, clip: Clip) -> Result:
         """Raises Unmeasured for a clip too short to tell a person from a wrong detection."""
-        how = Tracking(strong=self.strong)
+        how = Tracking(sure=self.sure)
         if len(clip.small) <= how.moment:
             raise Unmeasured(f"{len(clip.small)} frames are too few to follow a face")
         looks = self.looks(clip.small)
@@ -70,7 +71,8 @@ class CenterFaceSpeakers(Stage):
     def product(self, clip: Clip, evidence: Mapping[str, Any]) -> FaceTrack | None:
         """The main face in source pixels, None when there is none."""
         if "track" not in evidence:
-            return self.measure(clip).product
+            found: FaceTrack | None = self.measure(clip).product
+            return found
         return None if evidence["track"] is None else rebuilt(evidence["track"])
 
     def looks(self, frames: np.ndarray) -> list[tuple[int, Faces]]:
@@ -81,7 +83,7 @@ class CenterFaceSpeakers(Stage):
         """Faces of a picture; the places come from the coarse look, so that a track does not shake with
         the resolution, and the finer look adds faces and scores."""
         faces = detect(image, max_side=side_for(image, self.coarse_area), threshold=self.weak)
-        if number % self.fine_every == self.fine_every // 2:
+        if number % self.fine_every == self.fine_every // 2 and image.shape[0] * image.shape[1] > self.coarse_area:
             fine = detect(image, max_side=side_for(image, self.fine_area), threshold=self.weak)
             faces = merged(faces, fine)
         longer = (faces.boxes[:, 2:] - faces.boxes[:, :2]).max(axis=1, initial=0)
@@ -96,7 +98,7 @@ def look_indices(count: int, every: int) -> list[int]:
 def side_for(image: np.ndarray, area: int) -> int:
     """Longer side, px, of `image` when it is shrunk to `area` px."""
     height, width = image.shape[:2]
-    return max(1, round(max(height, width) * min(1.0, (area / (height * width)) ** 0.5)))
+    return max(1, int(max(height, width) * min(1.0, math.sqrt(area / (height * width))) + 0.5))
 
 
 def merged(faces: Faces, more: Faces) -> Faces:

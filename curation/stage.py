@@ -88,7 +88,7 @@ def fingerprint(stage: Stage, upstream: Mapping[str, str]) -> str:
 
 
 def package_version(package: str) -> str:
-    """"package version" of an installed distribution, for `Stage.revision`."""
+    """ "package version" of an installed distribution, for `Stage.revision`."""
     from importlib.metadata import version
 
     return f"{package} {version(package)}"

@@ -20,7 +20,9 @@ def load(root: str) -> tuple[Store, dict[str, Any]]:
     store = Store(root)
     found = facts(store)
     if found is None:
-        raise DatasetError(f"{root} is no dataset (no {DATASET_FILE}); make one with: xstreamer curate SOURCE -o {root}")
+        raise DatasetError(
+            f"{root} is no dataset (no {DATASET_FILE}); make one with: xstreamer curate SOURCE -o {root}"
+        )
     return store, found
 
 
@@ -31,7 +33,9 @@ def facts(store: Store) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise DatasetError(f"{store.url(DATASET_FILE)} is damaged ({error}); restore it or choose another folder") from None
+        raise DatasetError(
+            f"{store.url(DATASET_FILE)} is damaged ({error}); restore it or choose another folder"
+        ) from None
     version = found.get("format_version") if isinstance(found, dict) else None
     if version != FORMAT_VERSION:
         raise DatasetError(

@@ -1,10 +1,10 @@
 """Every error a user may meet is one line: what, where, the next move.
 
-    XstreamerError
-    ├── UsageError       the command line, recipe or profile asks for something impossible (exit 2)
-    ├── DatasetError     the dataset folder is of another version or recipe, damaged, not writable
-    ├── SourceError      one source file cannot be used; the run goes on
-    └── ModelError       weights or a backend are missing or wrong
+XstreamerError
+├── UsageError       the command line, recipe or profile asks for something impossible (exit 2)
+├── DatasetError     the dataset folder is of another version or recipe, damaged, not writable
+├── SourceError      one source file cannot be used; the run goes on
+└── ModelError       weights or a backend are missing or wrong
 """
 
 from __future__ import annotations

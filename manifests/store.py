@@ -137,7 +137,9 @@ class Store:
             if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
                 raise DatasetError(f"{self.root} cannot be written; change its rights or choose another -o") from error
             if error.errno in (errno.ENOTDIR, errno.EEXIST):
-                raise DatasetError(f"{self.root} is in the way: a file where a folder must be; choose another -o") from error
+                raise DatasetError(
+                    f"{self.root} is in the way: a file where a folder must be; choose another -o"
+                ) from error
             raise
 
     def sweep(self, folder: str) -> None:

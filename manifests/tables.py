@@ -160,9 +160,7 @@ def is_compact(store: Store, table: Table) -> bool:
     return len({generation(name) for name in parts(store, table)}) <= 1
 
 
-def batches(
-    store: Store, table: Table, columns: Sequence[str], dictionary: Sequence[str] = ()
-) -> Iterator[pa.Table]:
+def batches(store: Store, table: Table, columns: Sequence[str], dictionary: Sequence[str] = ()) -> Iterator[pa.Table]:
     """A compact table part by part, in order, in bounded memory; `dictionary`: columns to read encoded.
 
     Falls back to one merged read while the table holds several generations.

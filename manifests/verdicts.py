@@ -100,10 +100,11 @@ def _compare(test: str, value: Any, bound: Any) -> bool:
 
 @dataclass(frozen=True)
 class Profile:
-    """A named set of rules."""
+    """A named set of rules. long_form_s: contiguous kept clips are also joined up to so many seconds; 0 = not."""
 
     name: str
     rules: tuple[Rule, ...]
+    long_form_s: float = 0.0
 
     def columns(self) -> list[str]:
         """Columns of the clips table that a verdict needs."""
@@ -124,10 +125,25 @@ def parse_profile(content: Mapping[str, Any], origin: str) -> Profile:
         raise UsageError(f"{origin}: no [rules.NAME] tables; a profile needs at least one rule")
     if len(rules) > 63:
         raise UsageError(f"{origin}: {len(rules)} rules, at most 63")
-    unknown = set(content) - {"name", "rules", "about"}
+    unknown = set(content) - {"name", "rules", "about", "long_form_s"}
     if unknown:
-        raise UsageError(f"{origin}: unknown key {sorted(unknown)[0]!r}; known: name, about, rules")
-    return Profile(name, tuple(_parse_rule(key, body, origin) for key, body in rules.items()))
+        raise UsageError(f"{origin}: unknown key {sorted(unknown)[0]!r}; known: name, about, long_form_s, rules")
+    parsed = tuple(_parse_rule(key, body, origin) for key, body in rules.items())
+    return Profile(name, parsed, float(content.get("long_form_s", 0.0)))
+
+
+def profile_content(profile: Profile) -> dict[str, Any]:
+    """The profile as `parse_profile` takes it."""
+    rules = {
+        rule.name: {
+            "measure": rule.measure,
+            rule.test: rule.bounds[""] if "" in rule.bounds else dict(rule.bounds),
+            "blind": list(rule.blind),
+            "source": rule.source,
+        }
+        for rule in profile.rules
+    }
+    return {"name": profile.name, "long_form_s": profile.long_form_s, "rules": rules}
 
 
 def _parse_rule(name: str, body: Any, origin: str) -> Rule:

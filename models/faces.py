@@ -19,10 +19,11 @@ OUTPUTS = ("537", "538", "539", "540")
 """Heatmap, log size, centre offset and landmarks, as the ONNX file names them."""
 
 HAIR, EARS, NECK = 0.35, 0.2, 0.1
-"""What a head has beyond CenterFace's box (brows to chin), as shares of the box: above, each side, below."""
+"""What must stay in the picture beyond CenterFace's box (hairline to chin, cheek to cheek), in shares of the
+box: above, at each side, below."""
 PORTRAIT_SIDE = 2.3
-"""Side of the portrait square over the face's height: the head (1.45 faces) takes 60% of it or a little less."""
-PORTRAIT_FACE_Y = 0.47
+"""Side of the portrait square over the face's height: the head, about 1.25 faces, takes some 54% of it."""
+PORTRAIT_FACE_Y = 0.46
 """Height of the face's centre in the square, from the top."""
 
 _lock = threading.Lock()
@@ -96,9 +97,7 @@ def detect(image: np.ndarray, *, max_side: int = 640, threshold: float = 0.5) ->
     return Faces(boxes, faces.landmarks * scale, faces.scores)
 
 
-def decode(
-    heat: np.ndarray, size: np.ndarray, offset: np.ndarray, landmarks: np.ndarray, *, threshold: float
-) -> Faces:
+def decode(heat: np.ndarray, size: np.ndarray, offset: np.ndarray, landmarks: np.ndarray, *, threshold: float) -> Faces:
     """Faces in input pixels, not clipped to the picture, from CenterFace's maps (its section 3).
 
     heat: [1, 1, h, w], 0-1. size: [1, 2, h, w], log of height and width in cells. offset: [1, 2, h, w],
@@ -132,18 +131,18 @@ def suppressed(boxes: np.ndarray, scores: np.ndarray, limit: float = NMS_IOU) ->
 def iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """[n] intersection over union of `box` [4] with `boxes` [n, 4]."""
     shared = overlap(box, boxes)
-    return shared / np.maximum(area(box) + area(boxes) - shared, 1e-9)
+    return np.asarray(shared / np.maximum(area(box) + area(boxes) - shared, 1e-9))
 
 
 def overlap(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """[n] px² that `box` [4] shares with each of `boxes` [n, 4]."""
     low, high = np.maximum(box[:2], boxes[..., :2]), np.minimum(box[2:], boxes[..., 2:])
-    return np.prod(np.maximum(high - low, 0), axis=-1)
+    return np.asarray(np.prod(np.maximum(high - low, 0), axis=-1))
 
 
 def area(boxes: np.ndarray) -> np.ndarray:
     """[...] px² of boxes [..., 4]."""
-    return np.prod(np.maximum(boxes[..., 2:] - boxes[..., :2], 0), axis=-1)
+    return np.asarray(np.prod(np.maximum(boxes[..., 2:] - boxes[..., :2], 0), axis=-1))
 
 
 def portrait_square(boxes: np.ndarray, width: int, height: int) -> tuple[int, int, int]:

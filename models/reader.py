@@ -61,14 +61,13 @@ def locate(image: np.ndarray, max_area: int = 921_600) -> np.ndarray:
     """
     height, width = image.shape[:2]
     shrink = min(1.0, (max_area / (height * width)) ** 0.5)
-    seen = (max(STRIDE, round(side * shrink / STRIDE) * STRIDE) for side in (width, height))
-    size = tuple(seen)
-    looked = cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrink < 1 else cv2.INTER_LINEAR)
+    wide, high = (max(STRIDE, round(side * shrink / STRIDE) * STRIDE) for side in (width, height))
+    looked = cv2.resize(image, (wide, high), interpolation=cv2.INTER_AREA if shrink < 1 else cv2.INTER_LINEAR)
     # the flags stick to the engine, so every call says all three
     found = engine()(looked, use_det=True, use_cls=False, use_rec=False)
     if found.boxes is None or not len(found.boxes):
         return np.zeros((0, 4, 2), np.float32)
-    return np.asarray(found.boxes, np.float32) * np.float32([width / size[0], height / size[1]])
+    return np.asarray(found.boxes, np.float32) * np.array([width / wide, height / high], np.float32)
 
 
 def recognise(image: np.ndarray, boxes: np.ndarray) -> list[Text]:

@@ -12,15 +12,17 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from models.clock import FPS
-from models.faces import Faces, FaceTrack
+from models.faces import Faces, FaceTrack, area
 
 
 @dataclass(frozen=True)
 class Tracking:
     """How detections are joined.
 
-    strong: score that starts a track, 0-1. Real faces of a tenth of the picture's height score 0.7 and more,
-        textures and hands 0.4 and less.
+    start: score that starts a track, 0-1; lesser ones only extend it.
+    sure: score that makes a person. CenterFace gives heads down to a tenth of the picture's height 0.7 and
+        more, and textures less.
+    profile: added to `sure` where both eyes fall in one place, which is how textures most often pass.
     max_gap: frames that a track survives unseen (2 s: a head turned away, somebody passing in front).
     coast: frames for which an unseen face is taken to move on; it waits there afterwards.
     reach: how far a detection may lie from where its track expects it, in face sizes, a second's gap doubles
@@ -29,7 +31,9 @@ class Tracking:
         together; one wrong detection lasts none.
     """
 
-    strong: float = 0.6
+    start: float = 0.5
+    sure: float = 0.7
+    profile: float = 0.1
     max_gap: int = 2 * FPS
     coast: int = FPS // 2
     reach: float = 1.0
@@ -46,21 +50,22 @@ class _Path:
 
     def add(self, frame: int, face: Faces) -> None:
         if self.frames:
-            step = (_centres(face.boxes)[0] - self.centre) / (frame - self.frames[-1])
+            step = (_centres(face.boxes[-1]) - self.centre) / (frame - self.frames[-1])
             self.velocity = step if len(self.frames) == 1 else (self.velocity + step) / 2
         self.frames.append(frame)
         self.faces.append(face)
 
     @property
     def centre(self) -> np.ndarray:
-        return _centres(self.faces[-1].boxes)[0]
+        return _centres(self.faces[-1].boxes[-1])
 
     @property
     def size(self) -> float:
         return float(_sizes(self.faces[-1].boxes)[0])
 
     def expected(self, frame: int, coast: int) -> np.ndarray:
-        return self.centre + self.velocity * min(frame - self.frames[-1], coast)
+        """Where the centre should be at `frame`."""
+        return np.asarray(self.centre + self.velocity * min(frame - self.frames[-1], coast))
 
     def track(self) -> FaceTrack:
         return FaceTrack(
@@ -71,7 +76,7 @@ class _Path:
         )
 
 
-def follow(looks: Sequence[tuple[int, Faces]], how: Tracking = Tracking()) -> list[FaceTrack]:  # noqa: B008 - frozen
+def follow(looks: Sequence[tuple[int, Faces]], how: Tracking = Tracking()) -> list[FaceTrack]:
     """Every track, one-frame ones included, in order of first sighting.
 
     looks: (frame, faces found in it), frames ascending; frames need not be evenly spaced.
@@ -86,22 +91,18 @@ def follow(looks: Sequence[tuple[int, Faces]], how: Tracking = Tracking()) -> li
             alive[path].add(frame, faces[found : found + 1])
         taken = {found for _, found in pairs}
         for new in range(len(faces)):
-            if new not in taken and faces.scores[new] >= how.strong:
+            if new not in taken and faces.scores[new] >= how.start:
                 alive.append(_Path())
                 alive[-1].add(frame, faces[new : new + 1])
     return sorted((path.track() for path in ended + alive), key=lambda track: int(track.frames[0]))
 
 
-def people(tracks: Sequence[FaceTrack], how: Tracking = Tracking()) -> list[FaceTrack]:  # noqa: B008
-    """The tracks that are people: seen for a moment, and well at least twice."""
-    return [
-        track
-        for track in tracks
-        if track.frames[-1] - track.frames[0] >= how.moment and np.sum(track.scores >= how.strong) >= 2
-    ]
+def people(tracks: Sequence[FaceTrack], how: Tracking = Tracking()) -> list[FaceTrack]:
+    """The tracks that are people: seen for a moment, and surely at least twice."""
+    return [track for track in tracks if np.ptp(track.frames) >= how.moment and _sure(track, how).sum() >= 2]
 
 
-def most_at_once(tracks: Sequence[FaceTrack], how: Tracking = Tracking()) -> int:  # noqa: B008
+def most_at_once(tracks: Sequence[FaceTrack], how: Tracking = Tracking()) -> int:
     """Largest number of tracks that are there together for a moment; a track is there while it is hidden."""
     if not tracks:
         return 0
@@ -115,6 +116,13 @@ def most_at_once(tracks: Sequence[FaceTrack], how: Tracking = Tracking()) -> int
 def main_track(tracks: Sequence[FaceTrack], width: int, height: int) -> FaceTrack | None:
     """The face that the clip is about: seen long, large and in the middle of `width` x `height` px."""
     return max(tracks, key=lambda track: _weight(track, width, height), default=None)
+
+
+def _sure(track: FaceTrack, how: Tracking) -> np.ndarray:
+    """[m] bool: sightings beyond doubt."""
+    apart = np.linalg.norm(track.landmarks[:, 1] - track.landmarks[:, 0], axis=1)
+    both_eyes = apart >= 0.1 * (track.boxes[:, 2] - track.boxes[:, 0])
+    return np.asarray(track.scores >= np.where(both_eyes, how.sure, how.sure + how.profile))
 
 
 def _weight(track: FaceTrack, width: int, height: int) -> float:
@@ -141,13 +149,14 @@ def _cost(path: _Path, frame: int, faces: Faces, how: Tracking) -> np.ndarray:
     off = np.linalg.norm(_centres(faces.boxes) - path.expected(frame, how.coast), axis=1)
     slack = path.size * (1 + (frame - path.frames[-1]) / FPS)
     growth = np.abs(np.log(np.maximum(_sizes(faces.boxes), 1e-6) / max(path.size, 1e-6)))
-    return off / max(slack, 1e-6) + growth + (1 - faces.scores) / 2
+    return np.asarray(off / max(slack, 1e-6) + growth + (1 - faces.scores) / 2)
 
 
 def _centres(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, :2].astype(np.float64) + boxes[:, 2:]) / 2
+    """[..., 2] of boxes [..., 4]."""
+    return np.asarray((boxes[..., :2].astype(np.float64) + boxes[..., 2:]) / 2)
 
 
 def _sizes(boxes: np.ndarray) -> np.ndarray:
     """[n] geometric mean of width and height."""
-    return np.sqrt(np.prod(np.maximum(boxes[:, 2:].astype(np.float64) - boxes[:, :2], 0), axis=1))
+    return np.asarray(np.sqrt(area(boxes.astype(np.float64))))

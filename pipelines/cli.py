@@ -1,0 +1,260 @@
+"""The `xstreamer` command. Parses; everything heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from manifests.errors import UsageError, XstreamerError, one_line
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_FAILED_SOURCES, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+PROFILES = "pretrain,sft,listening"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="xstreamer", description="Talking-head video in, curated WebDataset shards out.")
+    top.add_argument("--debug", action="store_true", help="show tracebacks")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, summary: str, dataset: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=summary, description=summary)
+        if dataset:
+            sub.add_argument("dataset", help="dataset folder or fsspec URL")
+        sub.add_argument("--json", action="store_true", help="print one JSON object for machines")
+        sub.add_argument("--quiet", action="store_true", help="no progress bars")
+        sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+        return sub
+
+    _curate_arguments(command("curate", "measure, judge and pack source videos", dataset=False))
+    judge = command("judge", "verdicts under other bounds, without a model")
+    judge.add_argument("--profile", default=PROFILES, help="profiles by name or TOML file, comma-separated")
+    pack = command("pack", "WebDataset shards of what a profile keeps")
+    pack.add_argument("--profile", default=PROFILES)
+    _pack_arguments(pack)
+    export = command("export", "sources and clips as JSON lines or CSV")
+    export.add_argument("--profile", default="pretrain")
+    export.add_argument("--csv", action="store_true", help="a CSV table instead of JSON lines")
+    command("verify", "hash everything again and cross-check tables, samples and shards")
+    demo = command("demo", "make sample videos and run the whole way", dataset=False)
+    demo.add_argument("-o", "--output", default="demo", help="folder for videos and dataset (default: demo)")
+    return top
+
+
+def _curate_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "sources", nargs="*", metavar="SOURCE", help="files, folders, globs, lists (.txt .csv .jsonl .parquet), URLs"
+    )
+    sub.add_argument("-o", "--output", required=True, help="dataset folder or fsspec URL; resumes what is there")
+    sub.add_argument("--recipe", help="bundled or a TOML file (default: the dataset's, else bundled)")
+    sub.add_argument(
+        "--profile", default=PROFILES, help=f"profiles by name or file, comma-separated (default: {PROFILES})"
+    )
+    sub.add_argument("--cluster", metavar="N|ADDRESS", help="workers, or a Dask scheduler (default: a worker a core)")
+    sub.add_argument("--exhaustive", action="store_true", help="measure everything, also in clips that failed already")
+    sub.add_argument("--limit", type=int, metavar="N", help="only the first N sources")
+    sub.add_argument(
+        "--dry-run", action="store_true", help="hours of video, expected hours of work and disk; nothing is written"
+    )
+    sub.add_argument("--retry-failed", action="store_true", help="try failed sources and stages again")
+    sub.add_argument(
+        "--change-recipe", action="store_true", help="measure again what another recipe measures otherwise"
+    )
+    _pack_arguments(sub)
+
+
+def _pack_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--per-shard", type=int, default=512, help="samples a shard at most (default: 512)")
+    sub.add_argument("--val-share", type=float, default=0.02, help="share of sources held out (default: 0.02)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; the exit code (0 done, 1 failed, 2 wrong usage, 3 done with failed sources)."""
+    options = parser().parse_args(arguments)
+    try:
+        return int(globals()[f"_{options.command}"](options))
+    except XstreamerError as error:
+        if options.debug:
+            raise
+        print(f"xstreamer: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("xstreamer: interrupted; the same command goes on from here", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+    except Exception as error:
+        if options.debug:
+            raise
+        print(f"xstreamer: unexpected {one_line(error)}; run again with --debug and report it", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _curate(options: argparse.Namespace) -> int:
+    from manifests import dataset
+    from manifests.store import Store
+    from pipelines.curate import CurateOptions, check_sources, curate
+    from pipelines.pack import PackOptions
+    from pipelines.recipe import Recipe, load_profiles, load_recipe
+    from pipelines.sources import list_sources
+
+    if options.limit is not None and options.limit < 1:
+        raise UsageError("--limit must be 1 or more")
+    store = Store(options.output)
+    known = dataset.facts(store)
+    recipe = Recipe(**known["recipe"]) if known and not options.recipe else load_recipe(options.recipe or "bundled")
+    profiles = load_profiles(options.profile, recipe)
+    requests = list_sources(options.sources).sources[: options.limit] if options.sources else []
+    check_sources(requests, store)
+    if options.dry_run:
+        return _dry_run(options, requests, recipe.name, len(profiles))
+    packing = PackOptions(per_shard=_positive(options.per_shard, "--per-shard"), val_share=_share(options.val_share))
+    found = curate(
+        options.output,
+        requests,
+        CurateOptions(
+            recipe=recipe,
+            profiles=tuple(profiles),
+            cluster=options.cluster,
+            exhaustive=options.exhaustive,
+            retry_failed=options.retry_failed,
+            change_recipe=options.change_recipe,
+            pack=packing,
+            quiet=options.quiet,
+        ),
+    )
+    report(found, options.json)
+    return EXIT_FAILED_SOURCES if found["sources"]["failed"]["files"] else EXIT_DONE
+
+
+def report(found: dict[str, Any], as_json: bool) -> None:
+    """Prints the result of a curation."""
+    if as_json:
+        print(json.dumps(found))
+        return
+    from rich.console import Console
+
+    from pipelines.funnel import duration, show
+
+    console = Console()
+    show(found, console)
+    for name, profile in found["profiles"].items():
+        for split, packed in profile.get("packed", {}).items():
+            shards, length = packed["shards"], duration(packed["seconds"])
+            console.print(f"{name} {split}: {packed['samples']} samples, {length}, in {shards} shards", highlight=False)
+        if profile.get("kept_without_sample"):
+            console.print(f"{name}: {len(profile['kept_without_sample'])} kept clips have no sample (encode failed)")
+    for note in found.get("notes", ()):
+        console.print(note, highlight=False, markup=False)
+    console.print(f"dataset: {found['dataset']}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _dry_run(options: argparse.Namespace, requests: Sequence[Any], recipe: str, profiles: int) -> int:
+    from pipelines.estimate import estimate
+
+    found = estimate(requests, recipe, profiles, options.cluster, options.quiet)
+    if options.json:
+        print(json.dumps(found))
+    else:
+        print(f"sources: {found['sources']}, of which {len(found['unreadable'])} unreadable")
+        print(f"video: {found['video_hours']:.2f} h")
+        print(f"expected work: {found['expected_work_hours']:.2f} h on {found['workers']} workers")
+        print(f"expected disk: at most {found['expected_disk_bytes'] / 1e9:.2f} GB")
+    return EXIT_FAILED_SOURCES if found["unreadable"] else EXIT_DONE
+
+
+def _positive(number: int, name: str) -> int:
+    if number < 1:
+        raise UsageError(f"{name} must be 1 or more")
+    return number
+
+
+def _share(number: float) -> float:
+    if not 0 <= number < 1:
+        raise UsageError("--val-share must be from 0 to below 1")
+    return number
+
+
+def _open(options: argparse.Namespace) -> Any:
+    """(store, recipe, profiles) of an existing dataset."""
+    from manifests import dataset
+    from pipelines.recipe import Recipe, load_profiles
+
+    store, facts = dataset.load(options.dataset)
+    recipe = Recipe(**facts["recipe"])
+    return store, recipe, load_profiles(options.profile, recipe)
+
+
+def _judge(options: argparse.Namespace) -> int:
+    from pipelines import judge
+    from pipelines.funnel import funnel
+
+    store, recipe, profiles = _open(options)
+    found = funnel(store, profiles)
+    found["dataset"] = store.root
+    found["notes"] = []
+    for profile in profiles:
+        counts = {name: found["profiles"][profile.name][name]["clips"] for name in ("keep", "reject", "undecided")}
+        found["notes"] += judge.explain(profile, recipe.backends, counts, options.dataset)
+    report(found, options.json)
+    return EXIT_DONE
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from pipelines.pack import PackOptions, pack
+
+    store, _, profiles = _open(options)
+    packing = PackOptions(per_shard=_positive(options.per_shard, "--per-shard"), val_share=_share(options.val_share))
+    out = {}
+    for profile in profiles:
+        found = pack(store, profile, packing, options.quiet)
+        out[profile.name] = {**found.counts(), "kept_without_sample": found.missing}
+        if not options.json:
+            for split, counts in found.counts().items():
+                print(f"{profile.name} {split}: {counts['samples']} samples in {counts['shards']} shards")
+            if found.missing:
+                print(
+                    f"{profile.name}: {len(found.missing)} kept clips have no sample; xstreamer curate -o {store.root}"
+                )
+    if options.json:
+        print(json.dumps(out))
+    return EXIT_DONE
+
+
+def _export(options: argparse.Namespace) -> int:
+    from pipelines.export import export_rows, write_csv, write_json
+
+    store, _, profiles = _open(options)
+    if len(profiles) != 1:
+        raise UsageError("export takes one profile")
+    write = write_csv if options.csv else write_json
+    write(export_rows(store, profiles[0]), sys.stdout)
+    return EXIT_DONE
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from manifests import dataset
+    from pipelines.verify import verify
+
+    store, _ = dataset.load(options.dataset)
+    faults = verify(store, options.quiet)
+    if options.json:
+        print(json.dumps({"dataset": store.root, "faults": faults}))
+    else:
+        print("\n".join(faults) if faults else f"{store.root}: no fault found")
+    return EXIT_FAILED if faults else EXIT_DONE
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from pipelines.demo import run_demo
+
+    return run_demo(options.output, options.json, options.quiet)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

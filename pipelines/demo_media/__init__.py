@@ -1,0 +1,1 @@
+"""Speech of the demo's talking heads; README.md says how it was made."""

@@ -1,0 +1,71 @@
+"""Progress bars with rates and time left, on standard error; plain lines where that is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+LINE_EVERY_S = 15.0
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f} {task.fields['unit']}/s", style="cyan")
+
+
+class Bar:
+    """One bar: `with Bar("measure", total, "s of video") as bar: bar.add(3.2)`."""
+
+    def __init__(self, title: str, total: float, unit: str, quiet: bool = False) -> None:
+        self.title, self.total, self.unit, self.quiet = title, total, unit, quiet
+        self.done, self.note, self._began, self._last = 0.0, "", 0.0, 0.0
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Bar:
+        self._began = self._last = time.monotonic()
+        if not self.quiet and sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description:>10}"),
+                BarColumn(),
+                TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
+                _Rate(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.title, total=self.total, unit=self.unit, note="")
+        return self
+
+    def add(self, amount: float, note: str = "") -> None:
+        """Advances by `amount` of the unit."""
+        self.done += amount
+        self.note = note or self.note
+        if self._bar:
+            self._bar.update(self._task, completed=self.done, note=self.note)
+        elif not self.quiet and time.monotonic() - self._last > LINE_EVERY_S:
+            self._line()
+
+    def _line(self) -> None:
+        self._last = time.monotonic()
+        rate = self.done / max(1e-9, self._last - self._began)
+        left = (self.total - self.done) / rate if rate else 0.0
+        text = (
+            f"{self.title}: {self.done:.0f}/{self.total:.0f} {self.unit}, {rate:.1f}/s, {left:.0f} s left {self.note}"
+        )
+        print(text.rstrip(), file=sys.stderr, flush=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+        elif not self.quiet and self.total:
+            self._line()

@@ -1,0 +1,139 @@
+"""Recipes (which backend measures each stage, with what parameters) and profiles (which bounds decide)."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from curation.registry import BACKENDS, build_stage
+from curation.scenes import SceneOptions, fingerprint_facts
+from curation.stage import Stage, fingerprint
+from manifests.errors import UsageError
+from manifests.records import CLIP_STAGES
+from manifests.verdicts import Profile, check_bounds, parse_profile
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What measures. stages: {stage: {"backend": name, parameter: value}}; plain data, so it travels."""
+
+    name: str
+    scenes: Mapping[str, Any] = field(default_factory=dict)
+    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def data(self) -> dict[str, Any]:
+        """As stored in dataset.json and sent to workers."""
+        return {"name": self.name, "scenes": dict(self.scenes), "stages": {k: dict(v) for k, v in self.stages.items()}}
+
+    @property
+    def backends(self) -> dict[str, str]:
+        """Backend by stage."""
+        return {stage: str(body["backend"]) for stage, body in self.stages.items()}
+
+    def scene_options(self) -> SceneOptions:
+        """Raises UsageError for an unknown parameter."""
+        known = {f.name for f in fields(SceneOptions)}
+        unknown = set(self.scenes) - known
+        if unknown:
+            raise UsageError(
+                f"recipe {self.name!r}: [scenes] has no {sorted(unknown)[0]!r}; it has {', '.join(sorted(known))}"
+            )
+        return SceneOptions(**self.scenes)
+
+
+def load_recipe(name: str) -> Recipe:
+    """A shipped recipe by name or a TOML file by path. Raises UsageError."""
+    content, origin = _load(name, "recipe", "")
+    unknown = set(content) - {"name", "about", "scenes", "stages"}
+    if unknown:
+        raise UsageError(f"{origin}: unknown key {sorted(unknown)[0]!r}; known: name, about, scenes, stages")
+    if not isinstance(content.get("name"), str) or not isinstance(content.get("stages"), dict):
+        raise UsageError(f"{origin}: a recipe needs a name and [stages.NAME] tables")
+    recipe = Recipe(content["name"], content.get("scenes", {}), content["stages"])
+    for stage, body in recipe.stages.items():
+        if not isinstance(body, dict) or "backend" not in body:
+            raise UsageError(f"{origin}: [stages.{stage}] needs a backend")
+        if stage not in CLIP_STAGES:
+            raise UsageError(f"{origin}: unknown stage {stage!r}; stages are {', '.join(CLIP_STAGES)}")
+    missing = [stage for stage in CLIP_STAGES if stage not in recipe.stages]
+    if missing:
+        raise UsageError(f"{origin}: no backend for stage {missing[0]!r}; add [stages.{missing[0]}]")
+    recipe.scene_options()
+    build_stages(recipe)
+    return recipe
+
+
+def load_profile(name: str) -> Profile:
+    """A shipped profile by name or a TOML file by path. Raises UsageError."""
+    return parse_profile(*_load(name, "profile", "profiles"))
+
+
+def load_profiles(names: str, recipe: Recipe) -> list[Profile]:
+    """Profiles from a comma-separated list, each with a bound for every backend of the recipe."""
+    found = [load_profile(name.strip()) for name in names.split(",") if name.strip()]
+    if not found:
+        raise UsageError("--profile names no profile; try pretrain")
+    if len({p.name for p in found}) != len(found):
+        raise UsageError(f"--profile {names}: two profiles of one name; rename one")
+    for profile in found:
+        check_bounds(profile, recipe.backends, BACKENDS)
+    return found
+
+
+def shipped(kind: str) -> list[str]:
+    """Names of the shipped recipes ("") or profiles ("profiles")."""
+    folder = resources.files("pipelines.recipes") / kind if kind else resources.files("pipelines.recipes")
+    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".toml"))
+
+
+def _load(name: str, what: str, folder: str) -> tuple[dict[str, Any], str]:
+    if name in shipped(folder):
+        place = resources.files("pipelines.recipes") / folder if folder else resources.files("pipelines.recipes")
+        return tomllib.loads((place / f"{name}.toml").read_text()), name
+    path = Path(name)
+    if not path.is_file():
+        raise UsageError(f"no {what} {name!r}: neither a file nor one of {', '.join(shipped(folder))}")
+    try:
+        return tomllib.loads(path.read_text()), str(path)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from None
+
+
+def build_stages(recipe: Recipe) -> dict[str, Stage]:
+    """The recipe's stages in funnel order. Raises UsageError for an unknown backend or parameter."""
+    out = {}
+    for name in CLIP_STAGES:
+        body = dict(recipe.stages[name])
+        out[name] = build_stage(name, body.pop("backend"), body)
+    return out
+
+
+@functools.lru_cache(maxsize=8)
+def stages_of(recipe_json: str) -> dict[str, Stage]:
+    """Stages of a recipe as JSON, built once a process."""
+    return build_stages(Recipe(**json.loads(recipe_json)))
+
+
+def fingerprints(recipe: Recipe) -> dict[str, str]:
+    """Fingerprint of every stage, `scenes` included."""
+    text = json.dumps(fingerprint_facts(recipe.scene_options()), sort_keys=True)
+    out = {"scenes": hashlib.sha256(text.encode()).hexdigest()[:16]}
+    for name, stage in build_stages(recipe).items():
+        out[name] = fingerprint(stage, out)
+    return out
+
+
+def dependants(recipe: Recipe, changed: set[str]) -> set[str]:
+    """`changed` and every stage that reads one of them, directly or not."""
+    out = set(changed)
+    for name, stage in build_stages(recipe).items():
+        if out & set(stage.reads):
+            out.add(name)
+    return out

@@ -1,0 +1,150 @@
+"""First phases: which sources there are, which repeat another, and where they are cut into clips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from manifests.errors import UsageError, XstreamerError, one_line
+from manifests.records import clip_id
+from manifests.store import Store
+from manifests.tables import CLIPS_TABLE, RETIRED, SOURCES_TABLE, read
+from pipelines import work
+from pipelines.cluster import run_bounded
+from pipelines.commit import Committer
+from pipelines.progress import Bar
+from pipelines.recipe import Recipe
+from pipelines.sources import SourceRequest
+
+Row = dict[str, Any]
+BATCH = 16
+SCAN_BATCH_S = 60.0
+
+
+def register_sources(
+    client: Any, store: Store, requests: Sequence[SourceRequest], retry_failed: bool, quiet: bool
+) -> None:
+    """Hashes and probes the sources that are new or changed, then marks those that repeat an earlier one."""
+    known = {row["uri"]: row for row in read(store, SOURCES_TABLE).to_pylist()}
+    listed = {request.uri for request in requests}
+    base = 0 if known.keys() <= listed else 1 + max(row["order"] for row in known.values())
+    todo = []
+    for place, request in enumerate(requests):
+        row = known.get(request.uri)
+        if row is None or _changed(row, request, retry_failed):
+            order = row["order"] if row else base + place
+            todo.append({"uri": request.uri, "path": request.path, "order": order, **request.facts})
+    with Committer(store) as commit, Bar("register", len(todo), "files", quiet) as bar:
+        for batch, rows, error in run_bounded(client, work.register, _batched(todo)):
+            commit.add("sources", rows if error is None else [_lost(item, error) for item in batch])
+            bar.add(len(batch))
+    mark_duplicates(store)
+
+
+def _changed(row: Row, request: SourceRequest, retry_failed: bool) -> bool:
+    if retry_failed and row["status"] == "failed":
+        return True
+    try:
+        now = work.stamp(request.path)
+    except OSError:
+        return row["status"] != "failed"
+    return any(now[name] != row[name] for name in now)
+
+
+def _lost(item: Row, error: BaseException) -> Row:
+    if isinstance(error, XstreamerError):
+        raise error
+    return {**item, "status": "failed", "error": f"gave up on it: {one_line(error)}"}
+
+
+def _batched(items: Sequence[Row]) -> Iterator[list[Row]]:
+    size = max(1, min(BATCH, len(items) // 8))
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])
+
+
+def mark_duplicates(store: Store) -> None:
+    """Of readable sources with one content the first in order is canonical, the others its duplicates."""
+    rows = read(store, SOURCES_TABLE).to_pylist()  # in order
+    first: dict[str, str] = {}
+    with Committer(store) as commit:
+        for row in rows:
+            if row["status"] == "failed":
+                continue
+            canonical = first.setdefault(row["source_id"], row["uri"])
+            wanted = ("ok", None) if canonical == row["uri"] else ("duplicate", canonical)
+            if (row["status"], row["duplicate_of"]) != wanted:
+                commit.add("sources", [{**row, "status": wanted[0], "duplicate_of": wanted[1]}])
+
+
+def cut_sources(client: Any, store: Store, recipe: Recipe, fingerprint: str, listed: set[str], quiet: bool) -> None:
+    """Finds the scenes of canonical sources that this recipe has not cut yet, and lists their clips."""
+    rows = read(store, SOURCES_TABLE).to_pylist()
+    todo = [
+        row
+        for row in rows
+        if row["uri"] in listed and row["status"] == "ok" and row["scenes_fingerprint"] != fingerprint
+    ]
+    before = _clips_of({row["source_id"] for row in todo}, store)
+    by_uri = {row["uri"]: row for row in todo}
+    options = dict(recipe.scenes)
+    tasks = ({"options": options, "sources": group} for group in _by_length(todo))
+    with Committer(store) as commit, Bar("scenes", sum(r["duration_s"] for r in todo), "s of video", quiet) as bar:
+        for task, found, error in run_bounded(client, work.scan, tasks):
+            if isinstance(error, XstreamerError):
+                raise error
+            if error is not None:
+                found = [{"uri": s["uri"], "error": f"gave up on it: {one_line(error)}"} for s in task["sources"]]
+            for result in found:
+                source = by_uri[result["uri"]]
+                _commit_scenes(commit, source, result, before.get(source["source_id"], {}), fingerprint)
+                bar.add(source["duration_s"])
+
+
+def _by_length(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    group: list[Row] = []
+    seconds = 0.0
+    for row in rows:
+        group.append(row)
+        seconds += row["duration_s"] or 0.0
+        if seconds >= SCAN_BATCH_S or len(rows) < 64:
+            yield group
+            group, seconds = [], 0.0
+    if group:
+        yield group
+
+
+def _clips_of(sources: set[str], store: Store) -> dict[str, dict[str, Row]]:
+    """{source id: {clip id: row}} of clips that are there already."""
+    out: dict[str, dict[str, Row]] = {}
+    if sources:
+        columns = ["clip_id", "source_id", "uri", "scene", "start_s", "end_s"]
+        for row in read(store, CLIPS_TABLE, columns).to_pylist():
+            if row["source_id"] in sources:
+                out.setdefault(row["source_id"], {})[row["clip_id"]] = row
+    return out
+
+
+def _commit_scenes(commit: Committer, source: Row, result: Row, before: dict[str, Row], fingerprint: str) -> None:
+    key = source["source_id"]
+    status = "failed" if result["error"] else "ok"
+    run = {"clip_id": key, "stage": "scenes", "fingerprint": fingerprint, "status": status}
+    commit.add("runs", [{**run, "seconds": result.get("seconds"), "error": result["error"]}])
+    if result["error"]:
+        commit.add("sources", [{**source, "status": "failed", "error": result["error"]}])
+        return
+    clips = {}
+    for scene, start, end in result["spans"]:
+        name = clip_id(key, start, end)
+        row = {"clip_id": name, "source_id": key, "uri": source["uri"], "scene": scene, "start_s": start, "end_s": end}
+        clips[name] = row | {"duration_s": round(end - start, 3)}
+    commit.add("clips", [row for name, row in clips.items() if name not in before])
+    commit.add("clips", [{**row, "scene": RETIRED} for name, row in before.items() if name not in clips])
+    commit.add("sources", [{**source, "cuts": result["cuts"], "scenes_fingerprint": fingerprint}])
+
+
+def check_listed(store: Store, requests: Sequence[SourceRequest]) -> None:
+    """Raises UsageError when a source lies inside the dataset folder, which curate writes to."""
+    inside = [r.path for r in requests if r.path.startswith(store.root.rstrip("/") + "/")]
+    if inside:
+        raise UsageError(f"{inside[0]!r} lies inside the dataset folder; choose another -o")
