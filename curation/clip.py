@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -23,7 +23,6 @@ from curation.media import (
     open_media,
     video_stream,
 )
-from curation.stage import Result, Stage
 from manifests.errors import SourceError
 from models.clock import FPS
 
@@ -47,6 +46,12 @@ class Frames:
     samples: Mapping[int, np.ndarray]
 
 
+class Producer(Protocol):
+    """A stage, as far as a clip knows it."""
+
+    def product(self, clip: Clip, evidence: Mapping[str, Any]) -> Any: ...
+
+
 @dataclass
 class Clip:
     """A clip under measurement. Times and boxes that stages exchange: seconds from the clip's start, pixels
@@ -65,7 +70,7 @@ class Clip:
     row: dict[str, Any] = field(default_factory=dict)
     evidence: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
-    stages: Mapping[str, Stage] = field(default_factory=dict)
+    stages: Mapping[str, Producer] = field(default_factory=dict)
     decode: Callable[[Clip], Frames] | None = None
     _products: dict[str, Any] = field(default_factory=dict)
     _sounds: dict[tuple[int, int, int], Audio] = field(default_factory=dict)
@@ -121,13 +126,13 @@ class Clip:
             self._products[stage] = self.stages[stage].product(self, self.evidence.get(stage) or {})
         return self._products[stage]
 
-    def record(self, stage: str, result: Result) -> None:
+    def record(self, stage: str, measures: Mapping[str, Any], evidence: Mapping[str, Any] | None, product: Any) -> None:
         """Keeps what `stage` found, for the stages after it."""
-        self.row.update(result.measures)
-        if result.evidence is not None:
-            self.evidence[stage] = result.evidence
-        if result.product is not None:
-            self._products[stage] = result.product
+        self.row.update(measures)
+        if evidence is not None:
+            self.evidence[stage] = evidence
+        if product is not None:
+            self._products[stage] = product
 
     def portrait(
         self, box: tuple[float, float, float], size: int, first: int = 0, count: int | None = None

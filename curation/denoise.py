@@ -54,7 +54,7 @@ class SpectralGate(Stage):
 
     n_fft: int = 1024
     deviations: float = 1.5
-    smooth_ms: float = 50.0
+    smooth_ms: float = 25.0
     strength: float = 0.95
     noisy_db: float = 20.0
     clean_db: float = 35.0
@@ -76,7 +76,8 @@ class SpectralGate(Stage):
 
     def product(self, clip: Clip, evidence: Mapping[str, Any]) -> Audio:
         """The denoised sound, computed anew: it is large, and cheap to make."""
-        return self.measure(clip).product
+        made: Audio = self.measure(clip).product
+        return made
 
     def gated(self, samples: np.ndarray, noise: np.ndarray, ratio_db: float) -> np.ndarray:
         """[n] float32: `samples` without what sounds like `noise` ([m] float32 of the same recording)."""
@@ -98,7 +99,7 @@ class SpectralGate(Stage):
             chunk_size=None,
             padding=self.n_fft,
         )
-        return cleaned.astype(np.float32, copy=False)
+        return np.asarray(cleaned, np.float32)
 
     def revision(self) -> str:
         return f"{package_version('noisereduce')} {package_version('silero-vad')}"
@@ -109,7 +110,7 @@ def resampled(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     from scipy.signal import resample_poly
 
     common = math.gcd(rate, new_rate)
-    return resample_poly(samples, new_rate // common, rate // common).astype(np.float32, copy=False)
+    return np.asarray(resample_poly(samples, new_rate // common, rate // common), np.float32)
 
 
 def background(samples: np.ndarray, rate: int, voiced: Segments) -> np.ndarray:

@@ -136,7 +136,8 @@ def video_stream(container: Any, uri: str) -> Any:
     for stream in container.streams.video:
         attached = getattr(stream, "disposition", 0) & av.stream.Disposition.attached_pic
         if stream.codec_context is not None and not attached:
-            stream.thread_type = "AUTO"
+            if not stream.codec_context.is_open:
+                stream.thread_type = "AUTO"
             return stream
     raise SourceError(f"{uri!r} has no video stream; curate needs picture and sound")
 
@@ -212,7 +213,7 @@ def demuxed(container: Any, stream: Any) -> Iterator[Any]:
 
 def pixel_aspect(stream: Any) -> float:
     """Width of a stored pixel over its height, 1.0 when unsaid."""
-    aspect = stream.codec_context.sample_aspect_ratio
+    aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
     return float(aspect) if aspect and aspect > 0 else 1.0
 
 

@@ -186,9 +186,12 @@ def follow(frames: np.ndarray, box: Box, at: int, min_match: float) -> tuple[np.
     pattern = edges(frames[at, y0:y1, x0:x1])
     shown = np.array([match(frame[y0:y1, x0:x1], pattern) > min_match for frame in frames])
     shown[at] = True
-    left, right = max(0, x0 - SLIDE), min(width, x1 + SLIDE)
+    # a line as wide as the picture slides out of it: follow its middle
+    trim = min(SLIDE, (x1 - x0) // 4)
+    middle = pattern[:, trim : x1 - x0 - trim]
+    left, right = max(0, x0 + trim - SLIDE), min(width, x1 - trim + SLIDE)
     near = [i for i in range(max(0, at - NEAR), min(len(frames), at + NEAR + 1)) if i != at]
-    kept = [shown[i] or match(frames[i, y0:y1, left:right], pattern) > min_match for i in near]
+    kept = [shown[i] or match(frames[i, y0:y1, left:right], middle) > min_match for i in near]
     return shown, float(np.mean(kept)) if kept else 1.0
 
 

@@ -27,18 +27,37 @@ BACKENDS: dict[str, dict[str, str]] = {
 def build_stage(stage: str, backend: str, params: Mapping[str, Any]) -> Stage:
     """The stage `stage` measured by `backend` with `params`, its models not yet loaded.
 
+    backend: a name of BACKENDS, or "module:Class" of a Stage of your own that workers can import.
+
     Raises UsageError for an unknown stage, backend or parameter, and names those that exist.
     """
     if stage not in BACKENDS:
         raise UsageError(f"unknown stage {stage!r} in the recipe; stages are {', '.join(CLIP_STAGES)}")
-    if backend not in BACKENDS[stage]:
+    if ":" in backend:
+        kind = _plugin(stage, backend)
+    elif backend in BACKENDS[stage]:
+        module, name = BACKENDS[stage][backend].split(":")
+        kind = getattr(import_module(module), name)
+    else:
         known = ", ".join(BACKENDS[stage])
         raise UsageError(f"unknown backend {backend!r} for stage {stage!r} in the recipe; choose from {known}")
-    module, name = BACKENDS[stage][backend].split(":")
-    kind = getattr(import_module(module), name)
     fields = {field.name for field in dataclasses.fields(kind)}
     unknown = sorted(set(params) - fields)
     if unknown:
         known = ", ".join(sorted(fields)) or "none"
         raise UsageError(f"{stage}.{backend} has no parameter {unknown[0]!r}; it has: {known}")
-    return kind(**params)
+    built = kind(**params)
+    assert isinstance(built, Stage)
+    return built
+
+
+def _plugin(stage: str, backend: str) -> type:
+    """The user's own class. Raises UsageError when it is not there or measures another stage."""
+    module, _, name = backend.partition(":")
+    try:
+        kind = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"backend {backend!r} of stage {stage!r}: {error}; is it on PYTHONPATH?") from None
+    if not (isinstance(kind, type) and issubclass(kind, Stage) and kind.name == stage):
+        raise UsageError(f"backend {backend!r} is no Stage with name {stage!r}")
+    return kind

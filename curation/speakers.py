@@ -45,7 +45,7 @@ class CenterFaceSpeakers(Stage):
     fine_every: int = 6
     fine_area: int = 480 * 480
     weak: float = 0.35
-    sure: float = 0.7
+    sure: float = 0.65
     min_face: float = 0.04
 
     def revision(self) -> str:

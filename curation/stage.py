@@ -12,10 +12,9 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-if TYPE_CHECKING:
-    from curation.clip import Clip
+from curation.clip import Clip
 
 Scalar = bool | int | float | str | None
 

@@ -55,7 +55,7 @@ SOURCES: tuple[Column, ...] = _columns(
     ("order", "int64", "place in the list of sources; of equal contents the first is canonical"),
     ("bytes", "int64", "size of the file"),
     ("stamp", "string", "mtime or etag when it was hashed; unchanged means not hashed again"),
-    ("status", "category", "ok | failed | duplicate"),
+    ("status", "category", "ok | failed | duplicate; pending until it was read"),
     ("error", "string", "one line, where it failed"),
     ("duplicate_of", "string", "uri of the canonical file with the same content"),
     ("container", "category", "container format"),

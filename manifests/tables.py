@@ -98,7 +98,8 @@ def read(store: Store, table: Table, columns: Sequence[str] | None = None) -> pa
     Raises DatasetError for a part that cannot be read.
     """
     wanted = list(columns) if columns is not None else list(table.schema.names)
-    extra = [c for c in (*table.key, *table.sort, *(("scene",) if table is CLIPS_TABLE else ())) if c not in wanted]
+    needed = dict.fromkeys((*table.key, *table.sort, *(("scene",) if table is CLIPS_TABLE else ())))
+    extra = [name for name in needed if name not in wanted]
     for attempt in range(5):
         try:
             merged = _merged(store, table, [*wanted, *extra])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -105,6 +105,8 @@ class Profile:
     name: str
     rules: tuple[Rule, ...]
     long_form_s: float = 0.0
+    origin: str = field(default="", compare=False)
+    """What was asked for: a shipped name or a path."""
 
     def columns(self) -> list[str]:
         """Columns of the clips table that a verdict needs."""
@@ -129,7 +131,7 @@ def parse_profile(content: Mapping[str, Any], origin: str) -> Profile:
     if unknown:
         raise UsageError(f"{origin}: unknown key {sorted(unknown)[0]!r}; known: name, about, long_form_s, rules")
     parsed = tuple(_parse_rule(key, body, origin) for key, body in rules.items())
-    return Profile(name, parsed, float(content.get("long_form_s", 0.0)))
+    return Profile(name, parsed, float(content.get("long_form_s", 0.0)), origin)
 
 
 def profile_content(profile: Profile) -> dict[str, Any]:

@@ -158,14 +158,23 @@ def portrait_square(boxes: np.ndarray, width: int, height: int) -> tuple[int, in
     low, high = heads[:, :2].min(axis=0), heads[:, 2:].max(axis=0)
     side = max(PORTRAIT_SIDE * float(np.median(h)), *(high - low))
     side = max(2, min(round(side), width, height))
-    middle_y = float(np.median((boxes[:, 1] + boxes[:, 3]) / 2)) - (PORTRAIT_FACE_Y - 0.5) * side
-    x = (low[0] + high[0] - side) / 2
-    y = np.clip(middle_y - side / 2, min(high[1] - side, low[1]), low[1])
-    return _inside(x, width - side), _inside(y, height - side), side
+    middle = np.array([(low[0] + high[0]) / 2, np.median((boxes[:, 1] + boxes[:, 3]) / 2)])
+    wanted = middle - np.array([0.5, PORTRAIT_FACE_Y]) * side
+    spans = ((low, high), (boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)))
+    x, y = (
+        _placed(wanted[axis], side, [(float(a[axis]), float(b[axis])) for a, b in spans], room)
+        for axis, room in enumerate((width - side, height - side))
+    )
+    return x, y, side
 
 
-def _inside(start: float, room: int) -> int:
-    return int(min(max(0, round(start)), room))
+def _placed(start: float, side: int, spans: list[tuple[float, float]], room: int) -> int:
+    """`start`, moved so that `side` px hold each of `spans` that fits; the last span (the face) and then the
+    picture (0 ... room) have the last word."""
+    for low, high in spans:
+        if high - low <= side:
+            start = min(max(start, high - side), low)
+    return min(max(0, round(start)), room)
 
 
 def _run(blob: np.ndarray) -> Any:

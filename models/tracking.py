@@ -14,58 +14,58 @@ import numpy as np
 from models.clock import FPS
 from models.faces import Faces, FaceTrack, area
 
+RECENT = 5
+"""Sightings (0.8 s) from which a track's size and speed are taken."""
+
 
 @dataclass(frozen=True)
 class Tracking:
     """How detections are joined.
 
     start: score that starts a track, 0-1; lesser ones only extend it.
-    sure: score that makes a person. CenterFace gives heads down to a tenth of the picture's height 0.7 and
+    sure: score that makes a person. CenterFace gives heads down to a tenth of the picture's height that and
         more, and textures less.
     profile: added to `sure` where both eyes fall in one place, which is how textures most often pass.
     max_gap: frames that a track survives unseen (2 s: a head turned away, somebody passing in front).
     coast: frames for which an unseen face is taken to move on; it waits there afterwards.
-    reach: how far a detection may lie from where its track expects it, in face sizes, a second's gap doubles
-        it; less for a changed size and a poor score.
+    reach: how far a detection may lie from where its track expects it, in face sizes; less for a changed
+        size and a poor score, twice as far after a second. Someone who walks moves his head's height in 0.16 s.
     moment: frames from first to last sighting that make a person (0.32 s), and for which people must be seen
         together; one wrong detection lasts none.
     """
 
     start: float = 0.5
-    sure: float = 0.7
+    sure: float = 0.65
     profile: float = 0.1
     max_gap: int = 2 * FPS
-    coast: int = FPS // 2
-    reach: float = 1.0
+    coast: int = FPS
+    reach: float = 1.5
     moment: int = 8
 
 
 @dataclass
 class _Path:
-    """A track that grows."""
+    """A track that grows. Size and speed are medians of the last sightings, since the box of a face that
+    goes behind another shrinks to what is left of it."""
 
     frames: list[int] = field(default_factory=list)
     faces: list[Faces] = field(default_factory=list)
-    velocity: np.ndarray = field(default_factory=lambda: np.zeros(2))
 
     def add(self, frame: int, face: Faces) -> None:
-        if self.frames:
-            step = (_centres(face.boxes[-1]) - self.centre) / (frame - self.frames[-1])
-            self.velocity = step if len(self.frames) == 1 else (self.velocity + step) / 2
         self.frames.append(frame)
         self.faces.append(face)
 
-    @property
-    def centre(self) -> np.ndarray:
-        return _centres(self.faces[-1].boxes[-1])
-
-    @property
     def size(self) -> float:
-        return float(_sizes(self.faces[-1].boxes)[0])
+        """Side of the face, px."""
+        return max(1e-6, float(np.median([_sizes(face.boxes[0]) for face in self.faces[-RECENT:]])))
 
     def expected(self, frame: int, coast: int) -> np.ndarray:
         """Where the centre should be at `frame`."""
-        return np.asarray(self.centre + self.velocity * min(frame - self.frames[-1], coast))
+        centres = np.array([_centres(face.boxes[0]) for face in self.faces[-RECENT:]])
+        if len(centres) == 1:
+            return centres[0]
+        speeds = np.diff(centres, axis=0) / np.diff(self.frames[-RECENT:])[:, None]
+        return np.asarray(centres[-1] + np.median(speeds, axis=0) * min(frame - self.frames[-1], coast))
 
     def track(self) -> FaceTrack:
         return FaceTrack(
@@ -147,9 +147,9 @@ def _matched(paths: list[_Path], frame: int, faces: Faces, how: Tracking) -> lis
 def _cost(path: _Path, frame: int, faces: Faces, how: Tracking) -> np.ndarray:
     """[n] distance in face sizes from where `path` expects to be, plus the change of size and poor score."""
     off = np.linalg.norm(_centres(faces.boxes) - path.expected(frame, how.coast), axis=1)
-    slack = path.size * (1 + (frame - path.frames[-1]) / FPS)
-    growth = np.abs(np.log(np.maximum(_sizes(faces.boxes), 1e-6) / max(path.size, 1e-6)))
-    return np.asarray(off / max(slack, 1e-6) + growth + (1 - faces.scores) / 2)
+    slack = path.size() * (1 + (frame - path.frames[-1]) / FPS)
+    growth = np.abs(np.log(np.maximum(_sizes(faces.boxes), 1e-6) / path.size()))
+    return np.asarray(off / slack + growth + (1 - faces.scores) / 2)
 
 
 def _centres(boxes: np.ndarray) -> np.ndarray:

@@ -43,9 +43,7 @@ class VideoCodec(Protocol):
         ...
 
 
-COLOUR = np.array(
-    [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32
-)
+COLOUR = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32)
 """RGB to YCbCr, BT.601 at full range (JPEG's)."""
 
 LAP = 1.3
@@ -133,10 +131,8 @@ class Dct3d:
     def encode(self, frames: np.ndarray) -> np.ndarray:
         """As `VideoCodec.encode`. Raises ValueError for other shapes or types."""
         _check_frames(frames)
-        parts = [frames[:1]] + [
-            frames[frames_of(c) : frames_of(c + 1)] for c in range(chunks_in(len(frames)))
-        ]
-        return np.stack([_encode(part) for part in parts])
+        chunks = [frames[frames_of(c) : frames_of(c + 1)] for c in range(chunks_in(len(frames)))]
+        return np.stack([_encode(part) for part in [frames[:1], *chunks]])
 
     def decode(self, latents: np.ndarray, *, first: bool = True) -> np.ndarray:
         """As `VideoCodec.decode`. Raises ValueError for other shapes."""
@@ -221,7 +217,8 @@ def _layouts(count: int) -> tuple[Layout, Layout, Layout]:
     for plane in range(3):
         rows = [(i, c.t, c.v, c.u) for i, c in enumerate(used) if c.plane == plane]
         rms = np.array([c.rms for c in used if c.plane == plane], np.float32)
-        planes.append(Layout(*np.array(rows, np.intp).T, rms[:, None, None]))
+        channels, t, v, u = np.array(rows, np.intp).T
+        planes.append(Layout(channels, t, v, u, rms[:, None, None]))
     return planes[0], planes[1], planes[2]
 
 

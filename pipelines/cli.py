@@ -150,7 +150,7 @@ def report(found: dict[str, Any], as_json: bool) -> None:
         if profile.get("kept_without_sample"):
             console.print(f"{name}: {len(profile['kept_without_sample'])} kept clips have no sample (encode failed)")
     for note in found.get("notes", ()):
-        console.print(note, highlight=False, markup=False)
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     console.print(f"dataset: {found['dataset']}", highlight=False, markup=False, soft_wrap=True)
 
 

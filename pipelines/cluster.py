@@ -46,7 +46,7 @@ def open_cluster(where: str | None) -> Iterator[Any]:
             if workers < 1:
                 raise UsageError("--cluster 0 leaves nobody to work; give 1 or more")
             cluster = stack.enter_context(
-                LocalCluster(  # type: ignore[no-untyped-call]
+                LocalCluster(
                     n_workers=workers,
                     threads_per_worker=1,
                     processes=True,
@@ -62,7 +62,7 @@ def open_cluster(where: str | None) -> Iterator[Any]:
         yield client
 
 
-class _OneThread(WorkerPlugin):  # type: ignore[misc]
+class _OneThread(WorkerPlugin):
     """Limits libraries that start threads of their own inside a worker."""
 
     name = "xstreamer-one-thread"
@@ -83,7 +83,7 @@ def run_bounded(
     """
     source = iter(items)
     waiting: dict[Any, Any] = {}
-    completed = as_completed()
+    completed = as_completed(loop=client.loop)
 
     def fill() -> None:
         room = IN_FLIGHT_PER_WORKER * max(1, len(client.nthreads()))

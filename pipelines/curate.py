@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -46,7 +46,7 @@ class CurateOptions:
     exhaustive: bool = False
     retry_failed: bool = False
     change_recipe: bool = False
-    pack: PackOptions = PackOptions()
+    pack: PackOptions = field(default_factory=PackOptions)
     quiet: bool = False
 
 

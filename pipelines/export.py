@@ -15,8 +15,10 @@ from pipelines import judge
 
 Row = dict[str, Any]
 _MEASURES = tuple(column.name for column in MEASURES)
-_SOURCE_FACTS = ("source_id", "duplicate_of", "duration_s", "width", "height", "fps", "licence", "language", "origin")
-_SOURCE_FACTS = (*_SOURCE_FACTS, "identity", "bytes", "container", "video_codec", "audio_codec")
+_SOURCE_FACTS = (
+    *("source_id", "duplicate_of", "duration_s", "width", "height", "fps", "bytes", "container", "video_codec"),
+    *("audio_codec", "licence", "language", "origin", "identity"),
+)
 
 
 def export_rows(store: Store, profile: Profile) -> Iterator[Row]:

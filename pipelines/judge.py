@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -92,6 +93,6 @@ def explain(profile: Profile, backends: Mapping[str, str], counts: Mapping[str, 
     if counts.get("undecided"):
         lines.append(
             f"{profile.name}: {counts['undecided']} clips undecided; measure what they lack with: "
-            f"xstreamer curate -o {root} --profile {profile.name}"
+            f"xstreamer curate -o {shlex.quote(root)} --profile {shlex.quote(profile.origin or profile.name)}"
         )
     return lines

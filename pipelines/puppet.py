@@ -16,7 +16,7 @@ import numpy as np
 
 from models.clock import FPS
 
-VIEW = (94.0, 0.0, 264.0)
+VIEW = (90.0, 0.0, 264.0)
 """x, y, side of the square of the photograph that is shown: head and collar, none of the badges."""
 SPEECH_BAND = (200.0, 3500.0)
 """Hz: where vowels and nasals are; hiss above it sounds through nearly closed teeth."""
@@ -85,7 +85,8 @@ def talking_head(
     grain = _grain(size)
     rng = np.random.default_rng((seed, 3))
     for index in range(count):
-        frame = cv2.remap(_still(motion, index, size), _field(motion, index, size), None, cv2.INTER_CUBIC)
+        still, field = _still(motion, index, size), _field(motion, index, size)
+        frame = cv2.remap(still, field, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
         if noise:
             y, x = rng.integers(0, 64, 2)
             frame = cv2.add(frame, grain[y : y + size, x : x + size] * noise, dtype=cv2.CV_8U)

@@ -34,8 +34,8 @@ class Recipe:
 
     @property
     def backends(self) -> dict[str, str]:
-        """Backend by stage."""
-        return {stage: str(body["backend"]) for stage, body in self.stages.items()}
+        """Backend by stage, by the name that its measures carry."""
+        return {name: stage.backend for name, stage in build_stages(self).items()}
 
     def scene_options(self) -> SceneOptions:
         """Raises UsageError for an unknown parameter."""
@@ -82,8 +82,9 @@ def load_profiles(names: str, recipe: Recipe) -> list[Profile]:
         raise UsageError("--profile names no profile; try pretrain")
     if len({p.name for p in found}) != len(found):
         raise UsageError(f"--profile {names}: two profiles of one name; rename one")
+    known = {stage: {*names, recipe.backends[stage]} for stage, names in BACKENDS.items()}
     for profile in found:
-        check_bounds(profile, recipe.backends, BACKENDS)
+        check_bounds(profile, recipe.backends, known)
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from manifests.errors import UsageError, XstreamerError, one_line
 from manifests.records import clip_id
 from manifests.store import Store
-from manifests.tables import CLIPS_TABLE, RETIRED, SOURCES_TABLE, read
+from manifests.tables import CLIPS_TABLE, RETIRED, SOURCES_TABLE, append, read
 from pipelines import work
 from pipelines.cluster import run_bounded
 from pipelines.commit import Committer
@@ -26,14 +26,18 @@ def register_sources(
 ) -> None:
     """Hashes and probes the sources that are new or changed, then marks those that repeat an earlier one."""
     known = {row["uri"]: row for row in read(store, SOURCES_TABLE).to_pylist()}
-    listed = {request.uri for request in requests}
-    base = 0 if known.keys() <= listed else 1 + max(row["order"] for row in known.values())
-    todo = []
-    for place, request in enumerate(requests):
-        row = known.get(request.uri)
-        if row is None or _changed(row, request, retry_failed):
-            order = row["order"] if row else base + place
-            todo.append({"uri": request.uri, "path": request.path, "order": order, **request.facts})
+    new = [request for request in requests if request.uri not in known]
+    base = 1 + max((row["order"] for row in known.values()), default=-1)
+    listed = [
+        {"uri": r.uri, "path": r.path, "order": base + n, "status": "pending", **r.facts} for n, r in enumerate(new)
+    ]
+    append(store, SOURCES_TABLE, listed)  # before any work, so that a run that is cut short keeps their order
+    known |= {row["uri"]: row for row in listed}
+    todo = [
+        {"uri": r.uri, "path": r.path, "order": known[r.uri]["order"], **r.facts}
+        for r in requests
+        if _changed(known[r.uri], r, retry_failed)
+    ]
     with Committer(store) as commit, Bar("register", len(todo), "files", quiet) as bar:
         for batch, rows, error in run_bounded(client, work.register, _batched(todo)):
             commit.add("sources", rows if error is None else [_lost(item, error) for item in batch])
@@ -42,7 +46,7 @@ def register_sources(
 
 
 def _changed(row: Row, request: SourceRequest, retry_failed: bool) -> bool:
-    if retry_failed and row["status"] == "failed":
+    if row["status"] == "pending" or (retry_failed and row["status"] == "failed"):
         return True
     try:
         now = work.stamp(request.path)
@@ -69,7 +73,7 @@ def mark_duplicates(store: Store) -> None:
     first: dict[str, str] = {}
     with Committer(store) as commit:
         for row in rows:
-            if row["status"] == "failed":
+            if row["status"] in ("failed", "pending"):
                 continue
             canonical = first.setdefault(row["source_id"], row["uri"])
             wanted = ("ok", None) if canonical == row["uri"] else ("duplicate", canonical)

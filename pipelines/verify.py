@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.errors import DatasetError
@@ -17,7 +18,7 @@ from manifests.records import CLIP_STAGES
 from manifests.samples import Sample, load_samples, read_tar, sample_digest
 from manifests.shards import INDEX, read_index
 from manifests.store import Store
-from manifests.tables import CLIPS_TABLE, RUNS_TABLE, SAMPLES_TABLE, SOURCES_TABLE, TABLES, parts, read
+from manifests.tables import CLIPS_TABLE, RUNS_TABLE, SAMPLES_TABLE, SOURCES_TABLE, TABLES, read
 from manifests.verdicts import KEEP
 from models.clock import CHUNK_SPEECH_TOKENS
 from pipelines import judge
@@ -50,14 +51,12 @@ def _limited(what: str, items: Iterable[str]) -> Iterator[str]:
 
 
 def _tables(store: Store) -> Iterator[str]:
-    for table in TABLES:
-        try:
-            for name in parts(store, table):
-                read_one = read(store, table, table.key) if name == parts(store, table)[-1] else None
-                del read_one
-        except DatasetError as error:
-            yield str(error)
-            return
+    try:
+        for table in TABLES:
+            read(store, table)
+    except DatasetError as error:
+        yield str(error)
+        return
     sources = read(store, SOURCES_TABLE, ["uri", "source_id", "status", "duplicate_of"]).to_pylist()
     known = {row["source_id"] for row in sources if row["status"] == "ok"}
     uris = {row["uri"] for row in sources}
@@ -70,17 +69,11 @@ def _tables(store: Store) -> Iterator[str]:
     )
     yield from _limited("clip that ends before it starts", (c["clip_id"] for c in clips if c["end_s"] <= c["start_s"]))
     runs = read(store, RUNS_TABLE, ["clip_id", "stage"])
-    ran = Counter(runs.filter(pc.is_in(runs["stage"], value_set=_stages()))["clip_id"].to_pylist())
+    ran = Counter(runs.filter(pc.is_in(runs["stage"], value_set=pa.array(CLIP_STAGES)))["clip_id"].to_pylist())
     yield from _limited(
         "clip not measured through (run curate again)",
         (c["clip_id"] for c in clips if ran[c["clip_id"]] < len(CLIP_STAGES) and c["source_id"] in known),
     )
-
-
-def _stages() -> Any:
-    import pyarrow as pa
-
-    return pa.array(CLIP_STAGES)
 
 
 def _samples(store: Store, bar: Bar) -> Iterator[str]:

@@ -121,7 +121,7 @@ def measure(task: Mapping[str, Any]) -> dict[str, list[Row]]:
             for order in group["clips"]:
                 clip = _clip(source, order, stages, decoder)
                 gate = () if task["exhaustive"] else profiles
-                runs, files = measure_clip(clip, order["stages"], gate, task["fingerprints"])
+                runs, files = measure_clip(clip, stages, order["stages"], gate, task["fingerprints"])
                 if files:
                     encoded[clip.clip_id] = files
                     clip.row["sample_tar"] = group["tar"]
@@ -154,7 +154,11 @@ def _clip(source: Mapping[str, Any], order: Mapping[str, Any], stages: Mapping[s
 
 
 def measure_clip(
-    clip: Clip, wanted: Collection[str], profiles: Sequence[Profile], prints: Mapping[str, str]
+    clip: Clip,
+    stages: Mapping[str, Stage],
+    wanted: Collection[str],
+    profiles: Sequence[Profile],
+    prints: Mapping[str, str],
 ) -> tuple[list[Row], dict[str, bytes]]:
     """Runs the stages in `wanted` in funnel order; (run rows, members of the sample when it was encoded).
 
@@ -166,7 +170,7 @@ def measure_clip(
     for place, name in enumerate(CLIP_STAGES):
         if name not in wanted:
             continue
-        stage = clip.stages[name]
+        stage = stages[name]
         began = time.perf_counter()
         if name not in ALWAYS_MEASURED and rejected(profiles, clip.row, CLIP_STAGES[:place]):
             status, error, result = "skipped", None, Result({})
@@ -174,7 +178,7 @@ def measure_clip(
             status, error, result = _run(stage, clip)
         clip.row |= dict.fromkeys(stage.measures)
         clip.evidence.pop(name, None)
-        clip.record(name, result)
+        clip.record(name, result.measures, result.evidence, result.product)
         clip.row |= {f"{name}_status": status, f"{name}_backend": stage.backend}
         files = dict(result.files) or files
         runs.append(
