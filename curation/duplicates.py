@@ -47,14 +47,16 @@ class PerceptualHash(Stage):
 def hash_frames(frames: np.ndarray) -> str:
     """16 hex digits of the hash of `frames` [n, h, w, 3] uint8 BGR, n >= TIMES.
 
-    48 bits are signs of the 4x4 lowest spatial frequencies of the 3 lowest frequencies of time above 0, 15 of
-    the still picture (its mean left out, so that brightness is too), one of the fourth of time.
+    63 bits are signs of 3x3 low spatial frequencies (1-3 half waves each way) of the 7 lowest frequencies of
+    time above 0: what moves, and when, free of background and of flicker of the whole picture, which coders
+    make. One is of the still picture. Finer in time than in space: the signs of one swaying head go together
+    over space, not over time.
     """
     means = mean_pictures(frames)
-    in_time, in_space = cosines(TIMES, 5), cosines(SIDE, 4)
-    found = np.einsum("at,by,cx,tyx->abc", in_time, in_space, in_space, means, optimize=True).ravel()
+    in_time, in_space = cosines(TIMES, 8), cosines(SIDE, 4)
+    found = np.einsum("at,by,cx,tyx->abc", in_time, in_space, in_space, means, optimize=True)
     # what is nothing but rounding, as of a still or flat picture, is 0 everywhere alike
-    bits = found[1 : BITS + 1] > 1e-6
+    bits = np.append(found[1:, 1:, 1:].ravel(), found[0, 0, 1]) > 1e-6
     return np.packbits(bits).tobytes().hex()
 
 
@@ -80,12 +82,12 @@ def cosines(length: int, count: int) -> np.ndarray:
     return rows
 
 
-def near_duplicates(ids: Sequence[str], hashes: Sequence[str | None], max_distance: int = 4) -> dict[str, str]:
+def near_duplicates(ids: Sequence[str], hashes: Sequence[str | None], max_distance: int = 6) -> dict[str, str]:
     """For each id whose hash is within `max_distance` bits of an earlier one's: the first such id in `ids`.
 
     Exact: of max_distance + k bands of bits at least k are equal in two hashes so near, so that every pair
-    meets in one of the sorts by k bands. Ids with no hash have no duplicates. Some seconds and about 100
-    bytes an id for a million. Raises ValueError when lengths differ or a hash is not 16 hex digits.
+    meets in one of the sorts by k bands. Ids with no hash have no duplicates. A million
+    take some ten seconds. Raises ValueError when lengths differ or a hash is not 16 hex digits.
     """
     if len(ids) != len(hashes):
         raise ValueError(f"{len(ids)} ids, {len(hashes)} hashes")
@@ -133,7 +135,8 @@ def masks(count: int, max_distance: int) -> list[int]:
 
     def work(k: int) -> float:
         sorts = comb(max_distance + k, k)
-        return sorts * (4.0 + count / 2.0 ** (BITS * k / (max_distance + k)))
+        # a sort costs about as much as 15 comparisons of each hash with another
+        return sorts * (15.0 + count / 2.0 ** (BITS * k / (max_distance + k)))
 
     most = BITS - max_distance
     k = min(range(1, min(6, most) + 1), key=work) if most > 0 else 0

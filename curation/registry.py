@@ -16,7 +16,7 @@ BACKENDS: dict[str, dict[str, str]] = {
     "speakers": {"centerface": "curation.speakers:CenterFaceSpeakers"},
     "sync": {"correlation": "curation.sync:CorrelationSync"},
     "quality": {"piqe": "curation.quality:FaceCropQuality"},
-    "duplicates": {"phash": "curation.duplicates:PerceptualHash"},
+    "duplicates": {"dct3": "curation.duplicates:PerceptualHash"},
     "overlay": {"rapidocr": "curation.overlay:RapidOcrOverlay"},
     "denoise": {"noisereduce": "curation.denoise:SpectralGate"},
     "transcribe": {"pocketsphinx": "curation.transcribe:PocketSphinxTranscribe"},

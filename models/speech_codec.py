@@ -44,6 +44,10 @@ LOUDNESS_DB = ((-47.0, 0.0), (-35.0, 12.0), (-23.0, 0.0), (-11.0, -12.0))
 """(level of the active sound in dBFS, gain in dB): speech comes to -23 dBFS, a recording too quiet to hold
 speech stays as quiet as it is."""
 LEVELS = 4
+TOKEN_SAMPLES = round(STORED_RATE / SPEECH_HZ)
+FRAMES = TOKEN_SAMPLES // HOP
+PLACES = LEVELS ** np.arange(6, -1, -1)
+"""What each digit counts; the first is the energy."""
 
 TABLE: tuple[tuple[tuple[int, int], tuple[float, ...]], ...] = (
     ((0, 0), (-56.7, -48.5, -40.5, -33.4)),
@@ -118,12 +122,6 @@ class FsqMel:
         """As `SpeechCodec.fingerprint`."""
         facts = (self.name, 1, MELS, LOW_HZ, HIGH_HZ, HOP, WINDOW, FLOOR_DB, LOUDNESS_DB, TABLE)
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-
-
-TOKEN_SAMPLES = round(STORED_RATE / SPEECH_HZ)
-FRAMES = TOKEN_SAMPLES // HOP
-PLACES = LEVELS ** np.arange(6, -1, -1)
-"""What each digit counts; the first is the energy."""
 
 
 def digits(tokens: np.ndarray) -> np.ndarray:

@@ -99,6 +99,7 @@ def _curate(options: argparse.Namespace) -> int:
     from manifests import dataset
     from manifests.store import Store
     from pipelines.curate import CurateOptions, check_sources, curate
+    from pipelines.funnel import print_result
     from pipelines.pack import PackOptions
     from pipelines.recipe import Recipe, load_profiles, load_recipe
     from pipelines.sources import list_sources
@@ -128,30 +129,8 @@ def _curate(options: argparse.Namespace) -> int:
             quiet=options.quiet,
         ),
     )
-    report(found, options.json)
+    print_result(found, options.json)
     return EXIT_FAILED_SOURCES if found["sources"]["failed"]["files"] else EXIT_DONE
-
-
-def report(found: dict[str, Any], as_json: bool) -> None:
-    """Prints the result of a curation."""
-    if as_json:
-        print(json.dumps(found))
-        return
-    from rich.console import Console
-
-    from pipelines.funnel import duration, show
-
-    console = Console()
-    show(found, console)
-    for name, profile in found["profiles"].items():
-        for split, packed in profile.get("packed", {}).items():
-            shards, length = packed["shards"], duration(packed["seconds"])
-            console.print(f"{name} {split}: {packed['samples']} samples, {length}, in {shards} shards", highlight=False)
-        if profile.get("kept_without_sample"):
-            console.print(f"{name}: {len(profile['kept_without_sample'])} kept clips have no sample (encode failed)")
-    for note in found.get("notes", ()):
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"dataset: {found['dataset']}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _dry_run(options: argparse.Namespace, requests: Sequence[Any], recipe: str, profiles: int) -> int:
@@ -192,7 +171,7 @@ def _open(options: argparse.Namespace) -> Any:
 
 def _judge(options: argparse.Namespace) -> int:
     from pipelines import judge
-    from pipelines.funnel import funnel
+    from pipelines.funnel import funnel, print_result
 
     store, recipe, profiles = _open(options)
     found = funnel(store, profiles)
@@ -201,7 +180,7 @@ def _judge(options: argparse.Namespace) -> int:
     for profile in profiles:
         counts = {name: found["profiles"][profile.name][name]["clips"] for name in ("keep", "reject", "undecided")}
         found["notes"] += judge.explain(profile, recipe.backends, counts, options.dataset)
-    report(found, options.json)
+    print_result(found, options.json)
     return EXIT_DONE
 
 

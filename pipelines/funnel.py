@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -139,3 +140,21 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def print_result(found: Row, as_json: bool) -> None:
+    """Prints the result of a curation: tables, what was packed, notes; or one JSON object."""
+    if as_json:
+        print(json.dumps(found))
+        return
+    console = Console()
+    show(found, console)
+    for name, profile in found["profiles"].items():
+        for split, packed in profile.get("packed", {}).items():
+            shards, length = packed["shards"], duration(packed["seconds"])
+            console.print(f"{name} {split}: {packed['samples']} samples, {length}, in {shards} shards", highlight=False)
+        if profile.get("kept_without_sample"):
+            console.print(f"{name}: {len(profile['kept_without_sample'])} kept clips have no sample (encode failed)")
+    for note in found.get("notes", ()):
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"dataset: {found['dataset']}", highlight=False, markup=False, soft_wrap=True)

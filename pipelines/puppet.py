@@ -26,6 +26,9 @@ GAP = 11.0
 """Photograph px between the lips at the widest: a tenth of the face's height, an open vowel."""
 LEVELS = 40
 LID_LEVELS = 8
+"""Stills of mouth and lids; between two of them less than a pixel moves, and they are mixed."""
+SWAY = (2.2, 1.6, 0.02, 0.012)
+"""How far the head goes right and down (photograph px), turns (rad) and nears (share)."""
 FLOOR = 133.0
 """Photograph y of the nose's base, above which the mouth moves nothing."""
 NECK = 26.0
@@ -86,7 +89,8 @@ def talking_head(
     rng = np.random.default_rng((seed, 3))
     for index in range(count):
         still, field = _still(motion, index, size), _field(motion, index, size)
-        frame = cv2.remap(still, field, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+        # OpenCV's stubs do not know that one map of pairs needs no second
+        frame: np.ndarray = cv2.remap(still, field, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)  # type: ignore[call-overload]
         if noise:
             y, x = rng.integers(0, 64, 2)
             frame = cv2.add(frame, grain[y : y + size, x : x + size] * noise, dtype=cv2.CV_8U)
@@ -97,10 +101,9 @@ def motion_of(samples: np.ndarray, rate: int, count: int, *, seed: int = 0, lag_
     """Movement of `count` frames: lips from the sound, the rest from `seed`."""
     times = (np.arange(count) + lag_frames) / FPS
     opening, spread = lips(samples, rate, times)
-    sway = wander(count, seed, 6)
-    head = np.stack([2.2, 1.6, 0.02, 0.012] * np.ones((count, 1)) * sway[:, :4], axis=0)
+    sway = wander(count, seed, 5)
     effort = 1.0 + 0.15 * sway[:, 4]
-    return Motion(np.clip(opening * effort, 0, 1), spread, blinks(count, seed), head)
+    return Motion(np.clip(opening * effort, 0, 1), spread, blinks(count, seed), sway[:, :4] * SWAY)
 
 
 def lips(samples: np.ndarray, rate: int, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -149,8 +152,9 @@ def blinks(count: int, seed: int) -> np.ndarray:
 
 
 def _triangular(track: np.ndarray, half: int) -> np.ndarray:
+    """`track` [n] averaged by a triangle that reaches `half` steps to both sides; zero outside it."""
     kernel = np.bartlett(2 * half + 1)
-    return np.convolve(track, kernel / kernel.sum(), mode="same")
+    return np.convolve(np.pad(track, half), kernel / kernel.sum(), mode="valid")
 
 
 def _still(motion: Motion, index: int, size: int) -> np.ndarray:
@@ -208,7 +212,7 @@ def _mouth(x: np.ndarray, y: np.ndarray, size: int, opening: float) -> np.ndarra
     gap = (0.5 + opening * GAP) * across**0.7
     line = upper + 0.55 * (lower - upper)
     top, bottom = line - 0.3 * gap, line + 0.7 * gap
-    jaw = _curve(*zip(*_JAW, strict=True), column)
+    jaw = _curve(*_edge(_JAW), column)
     drop = float((bottom - lower)[np.argmax(across)])
     chin = drop * _smoothstep((46 - np.abs(column - PIVOT[0])) / 28)
     skin_y = np.where(
@@ -236,8 +240,8 @@ def _oral(x: np.ndarray, depth: np.ndarray, upper: np.ndarray, lower: np.ndarray
 
 def _lid(x: np.ndarray, y: np.ndarray, upper: tuple, lower: tuple, shut: float) -> np.ndarray:
     """An eye at photograph positions `x`, `y` with the upper lid drawn down by `shut` (0-1) over the eye."""
-    top = _curve(*zip(*upper, strict=True), x[0])
-    edge = top + shut * (_curve(*zip(*lower, strict=True), x[0]) - top)
+    top = _curve(*_edge(upper), x[0])
+    edge = top + shut * (_curve(*_edge(lower), x[0]) - top)
     lash = 0.8
     stretched = _between(y, (top - 5.5, edge + lash), (top - 5.5, top + lash))
     over = np.clip(((edge + lash - y) * 2 + 0.5), 0, 1)[..., None]
@@ -260,6 +264,11 @@ def _curve(xs: tuple, ys: tuple, at: np.ndarray) -> np.ndarray:
     from scipy.interpolate import PchipInterpolator
 
     return PchipInterpolator(xs, ys)(np.clip(at, xs[0], xs[-1]))
+
+
+def _edge(points: tuple) -> tuple[tuple, tuple]:
+    """x and y apart."""
+    return tuple(x for x, _ in points), tuple(y for _, y in points)
 
 
 def _smoothstep(value: np.ndarray) -> np.ndarray:

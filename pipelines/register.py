@@ -43,6 +43,7 @@ def register_sources(
             commit.add("sources", rows if error is None else [_lost(item, error) for item in batch])
             bar.add(len(batch))
     mark_duplicates(store)
+    retire_orphans(store)
 
 
 def _changed(row: Row, request: SourceRequest, retry_failed: bool) -> bool:
@@ -79,6 +80,14 @@ def mark_duplicates(store: Store) -> None:
             wanted = ("ok", None) if canonical == row["uri"] else ("duplicate", canonical)
             if (row["status"], row["duplicate_of"]) != wanted:
                 commit.add("sources", [{**row, "status": wanted[0], "duplicate_of": wanted[1]}])
+
+
+def retire_orphans(store: Store) -> None:
+    """Retires the clips of contents that no source has any more: the file was replaced."""
+    sources = set(read(store, SOURCES_TABLE, ["source_id"])["source_id"].to_pylist())
+    clips = read(store, CLIPS_TABLE, ["clip_id", "source_id", "uri"])
+    lost = [row for row in clips.to_pylist() if row["source_id"] not in sources] if len(clips) else []
+    append(store, CLIPS_TABLE, [{**row, "scene": RETIRED} for row in lost])
 
 
 def cut_sources(client: Any, store: Store, recipe: Recipe, fingerprint: str, listed: set[str], quiet: bool) -> None:

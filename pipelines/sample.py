@@ -144,9 +144,10 @@ def write_video(
     if path.suffix not in CODECS:
         raise UsageError(f"cannot write {path.name!r}; the extension must be one of {', '.join(CODECS)}")
     with av.open(str(path), "w") as container:
-        video = container.add_stream(CODECS[path.suffix][0], rate=fps, options=SPEED[CODECS[path.suffix][0]])
+        video_codec, audio_codec = CODECS[path.suffix]
+        video: Any = container.add_stream(video_codec, rate=fps, options=SPEED[video_codec])
         video.pix_fmt, video.thread_count, video.thread_type = "yuv420p", 1, "NONE"
-        sound = None if samples is None else _Sound(container, CODECS[path.suffix][1], samples, rate)
+        sound = None if samples is None else _Sound(container, audio_codec, samples, rate)
         for index, image in enumerate(frames):
             if not index:
                 video.height, video.width = image.shape[:2]
@@ -154,7 +155,7 @@ def write_video(
             frame.pts, frame.time_base = index, 1 / Fraction(fps)
             container.mux(video.encode(frame))
             if sound:
-                sound.send(until_s=(index + 1) / fps)
+                sound.send(until_s=float((index + 1) / fps))
         if sound:
             sound.finish()
         container.mux(video.encode(None))

@@ -249,3 +249,16 @@ def test_new_sources_join_a_dataset_without_moving_the_old(bench: Bench) -> None
     assert before.items() <= after.items()
     orders = {Path(r["uri"]).name: r["order"] for r in read(bench.store(), SOURCES_TABLE).to_pylist()}
     assert orders["b.mp4"] < orders["a.mp4"]
+
+
+def test_a_replaced_file_takes_its_old_clips_with_it(bench: Bench) -> None:
+    path = scenes_movie(bench.sources / "a.mp4", [2.0])
+    bench.curate()
+    old = set(read(bench.store(), CLIPS_TABLE, ["clip_id"])["clip_id"].to_pylist())
+    path.unlink()
+    scenes_movie(path, [3.0, 1.5])
+    found = bench.curate()
+    now = set(read(bench.store(), CLIPS_TABLE, ["clip_id"])["clip_id"].to_pylist())
+    assert len(now) == 2 and not now & old
+    assert found["profiles"]["pretrain"]["keep"]["clips"] == 2
+    assert verify(bench.store(), quiet=True) == []

@@ -82,15 +82,16 @@ def test_search_names_what_is_wrong() -> None:
 def talk(seed: int, seconds: float = 5.0, side: int = 256) -> np.ndarray:
     """[n, side, side, 3] BGR: the same person in the same place who moves otherwise for each seed."""
     rng = np.random.default_rng(seed)
-    rates, phases, reach = rng.uniform(0.05, 0.6, (2, 4)), rng.uniform(0, 6.3, (2, 4)), rng.uniform(1, 5, (2, 4))
-    room = cv2.resize(skimage.data.astronaut()[:, :, ::-1], (side, side), interpolation=cv2.INTER_AREA)
-    head = np.zeros((side, side, 1), np.float32)
+    rates, phases, reach = rng.uniform(0.05, 1.5, (2, 6)), rng.uniform(0, 6.3, (2, 6)), rng.uniform(1, 4, (2, 6))
+    reach *= side / 256
+    room: np.ndarray = cv2.resize(skimage.data.astronaut()[:, :, ::-1], (side, side), interpolation=cv2.INTER_AREA)
+    head: np.ndarray = np.zeros((side, side, 1), np.float32)
     cv2.circle(head, (side * 7 // 16, side // 4), side // 5, 1.0, -1)
     head = cv2.GaussianBlur(head, (0, 0), side / 24)[..., None]
     frames = []
     for i in range(round(seconds * 25)):
         x, y = (reach * np.sin(2 * np.pi * rates * i / 25 + phases)).sum(axis=1)
-        moved = cv2.warpAffine(room, np.float32([[1, 0, x], [0, 1, y]]), (side, side), borderMode=cv2.BORDER_REFLECT)
+        moved = cv2.warpAffine(room, np.array([[1, 0, x], [0, 1, y]], np.float32), (side, side), borderMode=cv2.BORDER_REFLECT)
         frames.append((room * (1 - head) + moved * head).astype(np.uint8))
     return np.stack(frames)
 
@@ -123,7 +124,7 @@ COPIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_copy_hashes_near(how: str, seed: int) -> None:
     frames = talk(seed)
-    assert distance(hash_frames(frames), hash_frames(COPIES[how](frames))) <= 4
+    assert distance(hash_frames(frames), hash_frames(COPIES[how](frames))) <= 6
 
 
 def test_one_person_in_one_room_at_other_times_is_no_copy() -> None:
@@ -144,10 +145,10 @@ def clip_of(path: Path, frames: np.ndarray, codec: str = "libx264") -> Clip:
 
 
 def test_the_stage_sees_through_another_codec_and_size(tmp_path: Path) -> None:
-    frames = talk(3)
+    frames = talk(3, side=512)
     one = PerceptualHash().measure(clip_of(tmp_path / "one.mp4", frames)).measures
     two = PerceptualHash().measure(clip_of(tmp_path / "two.avi", half(frames), "mpeg4")).measures
-    other = PerceptualHash().measure(clip_of(tmp_path / "other.mp4", talk(4))).measures
+    other = PerceptualHash().measure(clip_of(tmp_path / "other.mp4", talk(4, side=512))).measures
     assert set(one) == set(measures_of("duplicates")) and one["near_duplicate_of"] is None
     ids = ["one", "two", "other"]
     assert near_duplicates(ids, [str(m["near_hash"]) for m in (one, two, other)]) == {"two": "one"}

@@ -60,8 +60,8 @@ def test_resolution_falls_with_the_size_that_was_enlarged(how: str) -> None:
 @pytest.mark.parametrize("quality", [60, 85])
 def test_repeated_pixels_show_through_compression(quality: int) -> None:
     kept, data = cv2.imencode(".jpg", enlarged(30, "nearest"), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    assert kept
     image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    assert kept and image is not None
     assert resolution(image) < 75 < 0.6 * resolution(face())
 
 
