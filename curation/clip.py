@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -72,6 +73,8 @@ class Clip:
     facts: Mapping[str, Any] = field(default_factory=dict)
     stages: Mapping[str, Producer] = field(default_factory=dict)
     decode: Callable[[Clip], Frames] | None = None
+    media_seconds: float = 0.0
+    """Wall time spent so far on reading and scaling picture and sound."""
     _products: dict[str, Any] = field(default_factory=dict)
     _sounds: dict[tuple[int, int, int], Audio] = field(default_factory=dict)
 
@@ -91,7 +94,16 @@ class Clip:
     @cached_property
     def frames(self) -> Frames:
         """The picture. Raises SourceError when nothing decodes."""
-        return (self.decode or decode_clip)(self)
+        with self._media():
+            return (self.decode or decode_clip)(self)
+
+    @contextlib.contextmanager
+    def _media(self) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.media_seconds += time.perf_counter() - began
 
     @property
     def small(self) -> np.ndarray:
@@ -116,7 +128,8 @@ class Clip:
         end_s = self.seconds if end_s is None else end_s
         key = (rate, round(start_s * 1000), round(end_s * 1000))
         if key not in self._sounds:
-            found = read_audio(self.uri, self.info, self.start_s + start_s, self.start_s + end_s, rate)
+            with self._media():
+                found = read_audio(self.uri, self.info, self.start_s + start_s, self.start_s + end_s, rate)
             self._sounds[key] = Audio(found.samples, rate, found.start_s - self.start_s)
         return self._sounds[key]
 
@@ -145,6 +158,10 @@ class Clip:
         """
         if count is None:
             count = len(self.small) - first
+        with self._media():
+            return self._portrait(box, size, first, count)
+
+    def _portrait(self, box: tuple[float, float, float], size: int, first: int, count: int) -> np.ndarray:
         x, y, side = (v / self.scale for v in box)
         if "frames" in self.__dict__ and (side >= size or self.scale <= 1.0):
             frames = (self.small[i] for i in range(first, first + count))

@@ -39,10 +39,10 @@ QUANTIZATION = 2.0**-30 / 12
 class SpectralGate(Stage):
     """noisereduce in stationary mode, as strong as the noise asks for.
 
-    n_fft: samples of the analysis window (46 ms at 22,050 Hz: long enough to part the harmonics of a voice).
+    n_fft: samples of the analysis window (46 ms: long enough to part the harmonics of a voice).
     deviations: a cell passes when it is this many standard deviations above the mean of the noise, in dB.
     smooth_ms: the mask is smoothed over this time, against musical noise.
-    strength: share of the amplitude that the gate takes away at most; the rest keeps pauses from sounding dead.
+    strength: share of the amplitude that the gate takes away at most; the rest keeps pauses alive.
     noisy_db, clean_db: full strength up to the first signal-to-noise ratio, none from the second on.
     product: `Audio` at STORED_RATE, MARGIN_S longer than the clip on both sides where the source has sound.
     A clip without a voice keeps its sound as it is: nothing tells its background from what it is about.

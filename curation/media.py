@@ -87,7 +87,8 @@ def open_media(uri: str) -> Iterator[Any]:
             # file: keeps ffmpeg from reading a colon in a name as a protocol
             container = av.open(f"file:{target}" if isinstance(target, str) else target, metadata_errors="ignore")
         except (OSError, ValueError, av.error.FFmpegError) as error:
-            raise SourceError(f"cannot open {uri!r}: {one_line(error)}; is it a video?") from error
+            reason = getattr(error, "strerror", None) or one_line(error)
+            raise SourceError(f"cannot open {uri!r}: {reason}; is it a whole video? fetch it again") from error
         stack.callback(container.close)
         yield container
 

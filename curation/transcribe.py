@@ -16,7 +16,7 @@ import numpy as np
 
 from curation.clip import Clip
 from curation.denoise import resampled
-from curation.stage import Result, Stage, Unmeasured, package_version
+from curation.stage import Result, Scalar, Stage, Unmeasured, package_version
 from manifests.errors import ModelError
 from manifests.records import measures_of
 from models.clock import ANALYSIS_RATE
@@ -72,7 +72,7 @@ class PocketSphinxTranscribe(Stage):
     pad_s: float = 0.2
 
     def measure(self, clip: Clip) -> Result:
-        """transcript, word_count, asr_confidence; spoken_language stays null. Raises Unmeasured without sound."""
+        """transcript, word_count and asr_confidence. Raises Unmeasured without sound."""
         sound = clip.product("denoise")
         samples = resampled(sound.samples, sound.rate, ANALYSIS_RATE)
         if not len(samples):
@@ -80,13 +80,14 @@ class PocketSphinxTranscribe(Stage):
         spans = voice_segments(samples, min_silence_s=self.min_silence_s, pad_s=self.pad_s)
         heard = [word for span in spans for word in recognised(samples, *span)]
         words = inside([(w, a + sound.start_s, b + sound.start_s, p) for w, a, b, p in heard], clip.seconds)
-        measures = {
+        measures: dict[str, Scalar] = {
             "transcript": " ".join(word for word, *_ in words),
             "word_count": len(words),
             "asr_confidence": float(np.mean([p for *_, p in words])) if words else None,
             "spoken_language": None,
         }
-        return Result(measures, {"words": [[w, round(a, 3), round(b, 3), round(p, 3)] for w, a, b, p in words]})
+        rows = [[w, round(a, 3), round(b, 3), round(p, 3)] for w, a, b, p in words]
+        return Result(measures, {"words": rows})
 
     def params(self) -> dict[str, Any]:
         return super().params() | SETTINGS

@@ -179,6 +179,7 @@ RUNS: tuple[Column, ...] = _columns(
     ("fingerprint", "category", "of the stage as it ran"),
     ("status", "category", "ok | unmeasured | skipped | failed"),
     ("seconds", "float32", "wall time"),
+    ("media_seconds", "float32", "of which reading and scaling picture and sound; the first stage that asks pays"),
     ("error", "string", "why it failed or could not measure, one line"),
     ("evidence", "string", "JSON for people and resumed runs: face track, sync curve, words with times"),
 )

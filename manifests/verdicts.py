@@ -294,7 +294,7 @@ def _lists(masks: npt.NDArray[np.uint64], names: Sequence[str]) -> pa.Array:
         found = np.flatnonzero(np.bincount(masks.astype(np.int64), minlength=1 << len(names)))
         place = np.zeros(1 << len(names), np.int32)
         place[found] = np.arange(len(found), dtype=np.int32)
-        inverse = place[masks]
+        inverse: Any = place[masks]
     else:
         found, inverse = np.unique(masks, return_inverse=True)
     spelled = [[name for bit, name in enumerate(names) if int(mask) >> bit & 1] for mask in found]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import dask
@@ -16,6 +18,7 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_
 """A worker owns a core; libraries that take more only fight over it."""
 IN_FLIGHT_PER_WORKER = 3
 """One runs, one waits beside it, one is on its way."""
+ROOM_EVERY = 64
 KILLS = 3
 """A task that took this many workers with it is not tried again."""
 
@@ -52,7 +55,7 @@ def open_cluster(where: str | None) -> Iterator[Any]:
                     processes=True,
                     memory_limit=0,
                     host="127.0.0.1",
-                    dashboard_address=None,
+                    dashboard_address="127.0.0.1:0",
                     silence_logs="CRITICAL",
                     env=ONE_THREAD,
                 )
@@ -83,25 +86,26 @@ def run_bounded(
     """
     source = iter(items)
     waiting: dict[Any, Any] = {}
-    completed = as_completed(loop=client.loop)
+    completed = as_completed(loop=client.loop, with_results=True, raise_errors=False)
+    room = IN_FLIGHT_PER_WORKER * max(1, len(client.nthreads()))
 
     def fill() -> None:
-        room = IN_FLIGHT_PER_WORKER * max(1, len(client.nthreads()))
-        while len(waiting) < room:
-            try:
-                item = next(source)
-            except StopIteration:
-                return
-            future = client.submit(function, item, pure=False)
+        for item in islice(source, room - len(waiting)):
+            # as one opaque value: Dask walks through every list and dict that it is handed
+            future = client.submit(_call, function, pickle.dumps(item), pure=False)
             waiting[future.key] = item
             completed.add(future)
 
     fill()
-    while waiting:
-        future = next(completed)
+    for count, (future, result) in enumerate(completed, 1):
         item = waiting.pop(future.key)
-        error = future.exception() if future.status != "finished" else None
-        result = None if error or future.status != "finished" else future.result()
+        error = None if future.status == "finished" else (future.exception() or RuntimeError(f"task {future.status}"))
         future.release()
+        if count % ROOM_EVERY == 0:  # workers come and go
+            room = IN_FLIGHT_PER_WORKER * max(1, len(client.nthreads()))
         fill()
-        yield item, result, error
+        yield item, None if error else result, error
+
+
+def _call(function: Callable[[Any], Any], item: bytes) -> Any:
+    return function(pickle.loads(item))

@@ -47,7 +47,7 @@ class Packed:
         }
 
 
-def pack(store: Store, profile: Profile, options: PackOptions = PackOptions(), quiet: bool = False) -> Packed:  # noqa: B008
+def pack(store: Store, profile: Profile, options: PackOptions = PackOptions(), quiet: bool = False) -> Packed:
     """Judges, then writes shards/PROFILE. Train and validation never share a source or an identity."""
     chosen, missing = selection(store, profile)
     groups = _groups(store)

@@ -171,7 +171,7 @@ def measure_clip(
         if name not in wanted:
             continue
         stage = stages[name]
-        began = time.perf_counter()
+        began, media = time.perf_counter(), clip.media_seconds
         if name not in ALWAYS_MEASURED and rejected(profiles, clip.row, CLIP_STAGES[:place]):
             status, error, result = "skipped", None, Result({})
         else:
@@ -188,6 +188,7 @@ def measure_clip(
                 "fingerprint": prints[name],
                 "status": status,
                 "seconds": time.perf_counter() - began,
+                "media_seconds": clip.media_seconds - media,
                 "error": error,
                 "evidence": None if result.evidence is None else json.dumps(result.evidence, separators=(",", ":")),
             }

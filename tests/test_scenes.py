@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ def test_clips_cover_the_scene_and_have_the_right_length(
 ) -> None:
     clips = cut_scene(first, first + length, pauses)
     assert clips[0][0] == first and clips[-1][1] == first + length
-    assert all(a[1] == b[0] for a, b in zip(clips, clips[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(clips))
     for begin, end in clips:
         assert end - begin <= MAX_FRAMES
         assert end - begin >= min(length, MIN_FRAMES)
