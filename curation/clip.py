@@ -29,8 +29,8 @@ from models.clock import FPS
 
 MAX_SIDE = 640
 """Longer side, px, of the frames that stages share."""
-MAX_SAMPLE_SIDE = 1920
-"""Longer side, px, of the sampled frames; more than 1080p shows no flaw better."""
+MAX_SAMPLE_SIDE = 1440
+"""Longer side, px, of the sampled frames: twenty of them a clip, so no more than text and flaws need."""
 SAMPLE_EVERY = 25
 """A sampled frame a second, the first half a second in."""
 
@@ -40,7 +40,7 @@ class Frames:
     """The picture of a clip.
 
     small: [n, h, w, 3] uint8 BGR at 25 fps, longer side at most 640 px.
-    samples: {grid index in the clip: [H, W, 3] uint8 BGR}, one a second, full size (at most 1920 px).
+    samples: {grid index in the clip: [H, W, 3] uint8 BGR}, one a second, full size (at most 1440 px).
     """
 
     small: np.ndarray
@@ -164,8 +164,10 @@ class Clip:
     def _portrait(self, box: tuple[float, float, float], size: int, first: int, count: int) -> np.ndarray:
         x, y, side = (v / self.scale for v in box)
         if "frames" in self.__dict__ and (side >= size or self.scale <= 1.0):
-            frames = (self.small[i] for i in range(first, first + count))
-            return np.stack([crop_square(f, x, y, side, size) for f in frames])
+            out = np.empty((count, size, size, 3), np.uint8)
+            for at in range(count):
+                out[at] = crop_square(self.small[first + at], x, y, side, size)
+            return out
         return decode_square(self, box, size, first, count)
 
 

@@ -32,7 +32,10 @@ class Store:
     def _fs(self) -> tuple[Any, str]:
         import fsspec
 
-        fs, path = fsspec.core.url_to_fs(self.root)
+        try:
+            fs, path = fsspec.core.url_to_fs(self.root)
+        except (ImportError, ValueError) as error:
+            raise DatasetError(f"{self.root} cannot be opened: {error}") from error
         return fs, path
 
     def local(self, path: str = "") -> Path:
@@ -88,6 +91,14 @@ class Store:
             found = [posixpath.basename(e["name"]) for e in entries if e["type"] == "file"]
         return sorted(name for name in found if not name.startswith(TEMPORARY))
 
+    def entries(self) -> list[str]:
+        """Sorted names of the files and folders directly under the root; empty when it is no folder."""
+        if not self.remote:
+            return sorted(p.name for p in Path(self.root).iterdir()) if Path(self.root).is_dir() else []
+        fs, root = self._fs
+        found = fs.ls(root, detail=False) if fs.exists(root) else []
+        return sorted(posixpath.basename(name.rstrip("/")) for name in found)
+
     def remove(self, path: str) -> None:
         """Deletes the file; no error when it is gone already."""
         if not self.remote:
@@ -135,10 +146,10 @@ class Store:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DatasetError(f"no space left under {self.root}; free some and run the same command") from error
             if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-                raise DatasetError(f"{self.root} cannot be written; change its rights or choose another -o") from error
+                raise DatasetError(f"{self.root} cannot be written; change its rights or choose another folder") from error
             if error.errno in (errno.ENOTDIR, errno.EEXIST):
                 raise DatasetError(
-                    f"{self.root} is in the way: a file where a folder must be; choose another -o"
+                    f"{self.root} is in the way: a file where a folder must be; choose another folder"
                 ) from error
             raise
 

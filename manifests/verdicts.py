@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -132,7 +133,10 @@ def parse_profile(content: Mapping[str, Any], origin: str) -> Profile:
     if unknown:
         raise UsageError(f"{origin}: unknown key {sorted(unknown)[0]!r}; known: name, about, long_form_s, rules")
     parsed = tuple(_parse_rule(key, body, origin) for key, body in rules.items())
-    return Profile(name, parsed, float(content.get("long_form_s", 0.0)), origin)
+    longest = content.get("long_form_s", 0.0)
+    if not _fits("float64", longest) or not 0 <= longest < math.inf:
+        raise UsageError(f"{origin}: long_form_s {longest!r} must be a number of seconds, 0 or more")
+    return Profile(name, parsed, float(longest), origin)
 
 
 def profile_content(profile: Profile) -> dict[str, Any]:
@@ -155,7 +159,8 @@ def _parse_rule(name: str, body: Any, origin: str) -> Rule:
         raise UsageError(f"{where} must be a table")
     measure = body.get("measure", name)
     if measure not in _STAGE:
-        raise UsageError(f"{where}: no measure {measure!r}; `xstreamer models measures` lists them")
+        known = get_close_matches(str(measure), _STAGE, 3, 0.5) or sorted(_STAGE)
+        raise UsageError(f"{where}: no measure {measure!r}; there is {', '.join(known)}")
     tests = [test for test in TESTS if test in body]
     if len(tests) != 1:
         raise UsageError(f"{where} needs exactly one of {', '.join(TESTS)}")
@@ -164,21 +169,32 @@ def _parse_rule(name: str, body: Any, origin: str) -> Rule:
         raise UsageError(f"{where}: unknown key {sorted(unknown)[0]!r}")
     bound = body[tests[0]]
     bounds = dict(bound) if isinstance(bound, dict) else {"": bound}
+    if isinstance(bound, dict) and (not bound or not _STAGE[measure]):
+        raise UsageError(f"{where}: {tests[0]} must be one bound" + (", or one for each backend" * bool(_STAGE[measure])))
     for value in bounds.values():
         _check_bound(where, measure, tests[0], value)
-    return Rule(name, measure, tests[0], bounds, tuple(body.get("blind", ())), str(body.get("source", "")))
+    blind = body.get("blind", [])
+    if not (isinstance(blind, list) and all(isinstance(backend, str) for backend in blind)):
+        raise UsageError(f"{where}: blind {blind!r} must be a list of backends")
+    return Rule(name, measure, tests[0], bounds, tuple(blind), str(body.get("source", "")))
 
 
 def _check_bound(where: str, measure: str, test: str, value: Any) -> None:
     kind = _KIND[measure]
     if test == "in":
-        good = isinstance(value, list) and bool(value)
+        good = isinstance(value, list) and bool(value) and all(_fits(kind, one) for one in value)
     elif test == "equals":
-        good = isinstance(value, bool) == (kind == "bool")
+        good = _fits(kind, value)
     else:
-        good = isinstance(value, int | float) and not isinstance(value, bool) and kind[:3] in ("int", "flo")
+        good = kind[:3] in ("int", "flo") and _fits(kind, value)
     if not good:
         raise UsageError(f"{where}: bound {value!r} does not fit {test} on {measure} ({kind})")
+
+
+def _fits(kind: str, value: Any) -> bool:
+    if kind[:3] in ("int", "flo"):
+        return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    return isinstance(value, bool if kind == "bool" else str)
 
 
 def judge_row(

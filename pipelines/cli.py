@@ -21,11 +21,13 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, summary: str, dataset: bool = True) -> argparse.ArgumentParser:
+    def command(
+        name: str, summary: str, dataset: bool = True, json_help: str = "print one JSON object for machines"
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=summary, description=summary)
         if dataset:
             sub.add_argument("dataset", help="dataset folder or fsspec URL")
-        sub.add_argument("--json", action="store_true", help="print one JSON object for machines")
+        sub.add_argument("--json", action="store_true", help=json_help)
         sub.add_argument("--quiet", action="store_true", help="no progress bars")
         sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
         return sub
@@ -36,7 +38,9 @@ def parser() -> argparse.ArgumentParser:
     pack = command("pack", "WebDataset shards of what a profile keeps")
     pack.add_argument("--profile", default=PROFILES)
     _pack_arguments(pack)
-    export = command("export", "sources and clips as JSON lines or CSV")
+    export = command(
+        "export", "sources and clips as JSON lines or CSV", json_help="a JSON object a line (the default)"
+    )
     export.add_argument("--profile", default="pretrain")
     export.add_argument("--csv", action="store_true", help="a CSV table instead of JSON lines")
     command("verify", "hash everything again and cross-check tables, samples and shards")
@@ -76,7 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code (0 done, 1 failed, 2 wrong usage, 3 done with failed sources)."""
     options = parser().parse_args(arguments)
     try:
-        return int(globals()[f"_{options.command}"](options))
+        code = int(globals()[f"_{options.command}"](options))
+        sys.stdout.flush()  # here, where a reader that left is no error
+        return code
     except XstreamerError as error:
         if options.debug:
             raise
@@ -91,8 +97,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
-        print(f"xstreamer: unexpected {one_line(error)}; run again with --debug and report it", file=sys.stderr)
+        print(f"xstreamer: {_explained(error)}", file=sys.stderr)
         return EXIT_FAILED
+
+
+def _explained(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{str(error.filename)!r}: {error.strerror}; check the path, its rights and the disk"
+    return f"unexpected {one_line(error)}; run again with --debug and report it"
 
 
 def _curate(options: argparse.Namespace) -> int:
@@ -104,9 +116,11 @@ def _curate(options: argparse.Namespace) -> int:
     from pipelines.recipe import Recipe, load_profiles, load_recipe
     from pipelines.sources import list_sources
 
-    if options.limit is not None and options.limit < 1:
-        raise UsageError("--limit must be 1 or more")
-    store = Store(options.output)
+    if options.limit is not None:
+        _positive(options.limit, "--limit")
+    _cluster(options.cluster)
+    packing = PackOptions(per_shard=_positive(options.per_shard, "--per-shard"), val_share=_share(options.val_share))
+    store = Store(_named(options.output, "-o"))
     known = dataset.facts(store)
     recipe = Recipe(**known["recipe"]) if known and not options.recipe else load_recipe(options.recipe or "bundled")
     profiles = load_profiles(options.profile, recipe)
@@ -114,7 +128,6 @@ def _curate(options: argparse.Namespace) -> int:
     check_sources(requests, store)
     if options.dry_run:
         return _dry_run(options, requests, recipe.name, len(profiles))
-    packing = PackOptions(per_shard=_positive(options.per_shard, "--per-shard"), val_share=_share(options.val_share))
     found = curate(
         options.output,
         requests,
@@ -141,6 +154,8 @@ def _dry_run(options: argparse.Namespace, requests: Sequence[Any], recipe: str, 
         print(json.dumps(found))
     else:
         print(f"sources: {found['sources']}, of which {len(found['unreadable'])} unreadable")
+        for bad in found["unreadable"]:
+            print(f"  unreadable: {bad['source']!r}: {bad['error']}")
         print(f"video: {found['video_hours']:.2f} h")
         print(f"expected work: {found['expected_work_hours']:.2f} h on {found['workers']} workers")
         print(f"expected disk: at most {found['expected_disk_bytes'] / 1e9:.2f} GB")
@@ -159,12 +174,23 @@ def _share(number: float) -> float:
     return number
 
 
+def _cluster(where: str | None) -> None:
+    if where is not None and (int(where) < 1 if where.isdecimal() else ":" not in where):
+        raise UsageError(f"--cluster {where!r}: give 1 or more workers, or an address like tcp://HOST:8786")
+
+
+def _named(folder: str, what: str) -> str:
+    if not folder.strip():
+        raise UsageError(f"{what} is empty; name a folder")
+    return folder
+
+
 def _open(options: argparse.Namespace) -> Any:
     """(store, recipe, profiles) of an existing dataset."""
     from manifests import dataset
     from pipelines.recipe import Recipe, load_profiles
 
-    store, facts = dataset.load(options.dataset)
+    store, facts = dataset.load(_named(options.dataset, "the dataset"))
     recipe = Recipe(**facts["recipe"])
     return store, recipe, load_profiles(options.profile, recipe)
 
@@ -208,6 +234,8 @@ def _pack(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from pipelines.export import export_rows, write_csv, write_json
 
+    if options.csv and options.json:
+        raise UsageError("--json or --csv, not both")
     store, _, profiles = _open(options)
     if len(profiles) != 1:
         raise UsageError("export takes one profile")
@@ -220,7 +248,7 @@ def _verify(options: argparse.Namespace) -> int:
     from manifests import dataset
     from pipelines.verify import verify
 
-    store, _ = dataset.load(options.dataset)
+    store, _ = dataset.load(_named(options.dataset, "the dataset"))
     faults = verify(store, options.quiet)
     if options.json:
         print(json.dumps({"dataset": store.root, "faults": faults}))

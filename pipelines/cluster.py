@@ -19,6 +19,8 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_
 IN_FLIGHT_PER_WORKER = 3
 """One runs, one waits beside it, one is on its way."""
 ROOM_EVERY = 64
+CONNECT_S = 20.0
+"""A scheduler that was just started may need a moment."""
 KILLS = 3
 """A task that took this many workers with it is not tried again."""
 
@@ -33,13 +35,13 @@ def open_cluster(where: str | None) -> Iterator[Any]:
         "distributed.scheduler.allowed-failures": KILLS - 1,
         "distributed.scheduler.work-stealing": True,
         "distributed.worker.daemon": True,
-        "distributed.comm.timeouts.connect": "20s",
+        "distributed.comm.timeouts.connect": f"{CONNECT_S}s",
         "distributed.admin.large-graph-warning-threshold": "100MB",
     }
     with dask.config.set(settings), contextlib.ExitStack() as stack:
-        if where is not None and not where.isdigit():
+        if where is not None and not where.isdecimal():
             try:
-                client = stack.enter_context(Client(where, timeout="20s", set_as_default=False))
+                client = stack.enter_context(Client(where, timeout=CONNECT_S, set_as_default=False))
             except (OSError, ValueError) as error:
                 raise UsageError(
                     f"no Dask scheduler answers at {where!r} ({error}); start one or use --cluster N"

@@ -132,9 +132,9 @@ def _named(stages: set[str]) -> str:
 
 
 def _refuse_foreign(store: Store) -> None:
-    names = [name for name in store.names("") if not name.startswith(".")]
-    if names or store.exists("tables"):
-        raise DatasetError(f"{store.root} holds other files ({(names or ['tables'])[0]}); choose an empty or new -o")
+    names = [name for name in store.entries() if not name.startswith(".")]
+    if names:
+        raise DatasetError(f"{store.root} holds other files ({names[0]!r}) and no dataset; choose an empty or new -o")
 
 
 def _software() -> dict[str, str]:
@@ -184,6 +184,9 @@ def tidy(store: Store) -> None:
 
 
 def check_sources(requests: Sequence[SourceRequest], store: Store) -> None:
-    """Raises UsageError when there is nothing to curate."""
-    if not requests and dataset.facts(store) is None:
-        raise UsageError("name the videos to curate: files, folders, globs or lists")
+    """Raises UsageError when there is nothing to curate, DatasetError when `store` is something else's folder."""
+    if dataset.facts(store) is None:
+        if not requests:
+            raise UsageError("name the videos to curate: files, folders, globs or lists")
+        _refuse_foreign(store)
+    register.check_listed(store, requests)

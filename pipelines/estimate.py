@@ -32,7 +32,7 @@ def estimate(
             except (SourceError, OSError) as error:
                 bad.append({"source": request.uri, "error": one_line(error)})
             bar.add(1)
-    workers = int(cluster) if cluster and cluster.isdigit() else os.cpu_count() or 1
+    workers = int(cluster) if cluster and cluster.isdecimal() else os.cpu_count() or 1
     work = seconds * CORE_SECONDS.get(recipe, UNKNOWN_CORE_SECONDS) / workers
     return {
         "sources": len(requests),

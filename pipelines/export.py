@@ -14,6 +14,8 @@ from manifests.verdicts import KEEP, REJECT, Profile
 from pipelines import judge
 
 Row = dict[str, Any]
+_LINE_ENDS = {ord(sign): f"\\u{ord(sign):04x}" for sign in "\x85\u2028\u2029"}
+"""What JSON leaves as it is, and some readers take for the end of a line."""
 _MEASURES = tuple(column.name for column in MEASURES)
 _SOURCE_FACTS = (
     *("source_id", "duplicate_of", "duration_s", "width", "height", "fps", "bytes", "container", "video_codec"),
@@ -34,7 +36,7 @@ def export_rows(store: Store, profile: Profile) -> Iterator[Row]:
             "source": row["uri"],
             "status": row["status"],
             "error": row["error"],
-            "cuts": row["cuts"],
+            "cuts": row["cuts"] or [],
             **facts,
         }
     judge.judge(store, profile)
@@ -66,7 +68,8 @@ def _clip(clip: Row, verdict: Row) -> Row:
 def write_json(rows: Iterator[Row], out: IO[str]) -> None:
     """A JSON object a line; what is no number is null, so that every reader takes it."""
     for row in rows:
-        out.write(json.dumps(_finite(row), ensure_ascii=False) + "\n")
+        line = json.dumps(_finite(row), ensure_ascii=False)
+        out.write(line.translate(_LINE_ENDS) + "\n")
 
 
 def _finite(value: Any) -> Any:
@@ -90,7 +93,7 @@ def write_csv(rows: Iterator[Row], out: IO[str]) -> None:
 
 def _cell(value: Any) -> Any:
     if isinstance(value, list):
-        return ";".join(map(str, value))
+        value = ";".join(map(str, value))
     if isinstance(value, str) and value[:1] in "=+-@\t\r" and value:
         return "'" + value
     return value

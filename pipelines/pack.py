@@ -84,9 +84,15 @@ def selection(store: Store, profile: Profile) -> tuple[list[Row], list[str]]:
 
 
 def _groups(store: Store) -> dict[str, str]:
-    """{source id: the identity seen in it, else the source id}."""
-    rows = read(store, SOURCES_TABLE, ["source_id", "identity"]).to_pylist()
-    return {row["source_id"]: str(row["identity"] or row["source_id"]) for row in rows if row["source_id"]}
+    """{source id: the identity that a list gave it or a copy of it, else the first source id of the same file}."""
+    rows = [r for r in read(store, SOURCES_TABLE, ["source_id", "identity", "path"]).to_pylist() if r["source_id"]]
+    first: dict[str, str] = {}
+    given: dict[str, str] = {}
+    for row in rows:  # in order
+        first.setdefault(row["path"], row["source_id"])
+        if row["identity"]:
+            given.setdefault(row["source_id"], str(row["identity"]))
+    return {row["source_id"]: given.get(row["source_id"], first[row["path"]]) for row in reversed(rows)}
 
 
 def _load(store: Store, rows: Sequence[Row], bar: Bar) -> Iterator[tuple[str, dict[str, bytes], float]]:

@@ -45,7 +45,9 @@ class Recipe:
             raise UsageError(
                 f"recipe {self.name!r}: [scenes] has no {sorted(unknown)[0]!r}; it has {', '.join(sorted(known))}"
             )
-        return SceneOptions(**self.scenes)
+        options = SceneOptions(**self.scenes)
+        _check_types(options, f"recipe {self.name!r}: [scenes]")
+        return options
 
 
 def load_recipe(name: str) -> Recipe:
@@ -56,10 +58,12 @@ def load_recipe(name: str) -> Recipe:
         raise UsageError(f"{origin}: unknown key {sorted(unknown)[0]!r}; known: name, about, scenes, stages")
     if not isinstance(content.get("name"), str) or not isinstance(content.get("stages"), dict):
         raise UsageError(f"{origin}: a recipe needs a name and [stages.NAME] tables")
+    if not isinstance(content.get("scenes", {}), dict):
+        raise UsageError(f"{origin}: scenes must be a table; write [scenes]")
     recipe = Recipe(content["name"], content.get("scenes", {}), content["stages"])
     for stage, body in recipe.stages.items():
-        if not isinstance(body, dict) or "backend" not in body:
-            raise UsageError(f"{origin}: [stages.{stage}] needs a backend")
+        if not isinstance(body, dict) or not isinstance(body.get("backend"), str):
+            raise UsageError(f"{origin}: [stages.{stage}] needs a backend, by name")
         if stage not in CLIP_STAGES:
             raise UsageError(f"{origin}: unknown stage {stage!r}; stages are {', '.join(CLIP_STAGES)}")
     missing = [stage for stage in CLIP_STAGES if stage not in recipe.stages]
@@ -112,8 +116,20 @@ def build_stages(recipe: Recipe) -> dict[str, Stage]:
     out = {}
     for name in CLIP_STAGES:
         body = dict(recipe.stages[name])
-        out[name] = build_stage(name, body.pop("backend"), body)
+        backend = body.pop("backend")
+        out[name] = build_stage(name, backend, body)
+        _check_types(out[name], f"recipe {recipe.name!r}: [stages.{name}]")
     return out
+
+
+def _check_types(options: Any, where: str) -> None:
+    """Raises UsageError for a parameter of another type than its default; a whole number will do for a float."""
+    for parameter in fields(options):
+        value, default = getattr(options, parameter.name), parameter.default
+        if isinstance(default, bool | int | float | str):
+            kinds: tuple[type, ...] = (int, float) if type(default) is float else (type(default),)
+            if type(value) not in kinds:
+                raise UsageError(f"{where} {parameter.name} = {value!r} must be like {default!r}")
 
 
 @functools.lru_cache(maxsize=8)

@@ -14,9 +14,10 @@ from pipelines.cluster import run_bounded
 from pipelines.commit import Committer
 from pipelines.progress import Bar
 from pipelines.recipe import Recipe
-from pipelines.sources import SourceRequest
+from pipelines.sources import LIST_FACTS, SourceRequest
 
 Row = dict[str, Any]
+GIVEN = ("window_start_s", "window_end_s", "box", *LIST_FACTS)
 BATCH = 16
 SCAN_BATCH_S = 60.0
 
@@ -34,7 +35,7 @@ def register_sources(
     append(store, SOURCES_TABLE, listed)  # before any work, so that a run that is cut short keeps their order
     known |= {row["uri"]: row for row in listed}
     todo = [
-        {"uri": r.uri, "path": r.path, "order": known[r.uri]["order"], **r.facts}
+        {**_given(known[r.uri]), "uri": r.uri, "path": r.path, "order": known[r.uri]["order"], **r.facts}
         for r in requests
         if _changed(known[r.uri], r, retry_failed)
     ]
@@ -46,8 +47,15 @@ def register_sources(
     retire_orphans(store)
 
 
+def _given(row: Row) -> Row:
+    """What a list said of the source earlier; naming its folder later does not unsay it."""
+    return {name: row[name] for name in GIVEN if row.get(name) is not None}
+
+
 def _changed(row: Row, request: SourceRequest, retry_failed: bool) -> bool:
     if row["status"] == "pending" or (retry_failed and row["status"] == "failed"):
+        return True
+    if any(row[name] != value for name, value in request.facts.items()):
         return True
     try:
         now = work.stamp(request.path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +37,8 @@ VIDEO_SUFFIXES = frozenset(
     ]
 )
 LIST_SUFFIXES = frozenset((".txt", ".csv", ".jsonl", ".parquet"))
-LIST_COLUMNS = ("uri", "start_s", "end_s", "box", "licence", "language", "origin", "identity")
+LIST_FACTS = ("licence", "language", "origin", "identity")
+LIST_COLUMNS = ("uri", "start_s", "end_s", "box", *LIST_FACTS)
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,11 @@ def _expand(argument: str) -> tuple[list[SourceRequest], int]:
         return [_plain(str(path.absolute()))], 0
     if any(sign in argument for sign in "*?["):
         base = Path(path.anchor or ".")
-        matches = sorted(p for p in base.glob(str(path.relative_to(base) if path.anchor else path)) if p.is_file())
-        return [_plain(str(p.absolute())) for p in matches], 0
+        try:
+            found = sorted(base.glob(str(path.relative_to(base) if path.anchor else path)))
+        except ValueError as error:
+            raise UsageError(f"{argument!r} is no pattern: {error}") from None
+        return [_plain(str(p.absolute())) for p in found if p.is_file()], 0
     raise UsageError(f"no file or folder {argument!r}; check the path")
 
 
@@ -120,65 +125,108 @@ def _hidden(path: Path) -> bool:
 
 
 def _plain(path: str) -> SourceRequest:
-    return SourceRequest(path, path)
+    return SourceRequest(_utf8(path), _utf8(path))
+
+
+def _utf8(text: str) -> str:
+    """`text` as tables can hold it. A file whose name is no UTF-8 is then not found, and listed as failed."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _read_list(path: Path) -> Iterator[SourceRequest]:
-    for number, row in enumerate(_rows(path), 1):
-        unknown = set(row) - set(LIST_COLUMNS)
-        if unknown:
-            raise UsageError(
-                f"{path}: unknown column {sorted(map(str, unknown))[0]!r}; known: {', '.join(LIST_COLUMNS)}"
-            )
-        if not row.get("uri"):
-            raise UsageError(f"{path}, row {number}: no uri")
-        yield _from_row(row, path, number)
+    for number, row in _rows(path):
+        try:
+            yield _from_row(row, path)
+        except ValueError as error:
+            raise UsageError(f"{path}, row {number}: {error}") from None
 
 
-def _rows(path: Path) -> Iterable[Mapping[str, Any]]:
+def _rows(path: Path) -> list[tuple[int, Any]]:
+    """(number, row) of a list; lines of text and JSON are numbered as they stand in the file."""
     kind = path.suffix.lower()
     try:
-        if kind == ".txt":
-            lines = path.read_text().splitlines()
-            return [{"uri": line} for line in lines if line.strip() and not line.startswith("#")]
+        if kind == ".parquet":
+            import pyarrow.parquet as pq
+
+            return list(enumerate(pq.ParquetFile(path).read().to_pylist(), 1))
+        with path.open(encoding="utf-8-sig", newline="") as file:  # Excel begins a CSV with a byte order mark
+            text = file.read()
         if kind == ".csv":
-            return list(csv.DictReader(io.StringIO(path.read_text())))
-        if kind == ".jsonl":
-            return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        import pyarrow.parquet as pq
+            return list(enumerate(csv.DictReader(io.StringIO(text, newline=""), restkey="(no header)"), 1))
+        lines = [(number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1)]
+        if kind == ".txt":
+            return [(n, {"uri": line}) for n, line in lines if line.strip() and not line.startswith("#")]
+        return [(n, _object(line, n)) for n, line in lines if line.strip()]
+    except (ValueError, OSError, csv.Error, NotImplementedError) as error:
+        raise UsageError(f"cannot read the list {path}: {error}; mend or leave it out") from error
 
-        return list(pq.read_table(path).to_pylist())
-    except (ValueError, OSError) as error:
-        raise UsageError(f"cannot read the list {path}: {' '.join(str(error).split())}") from error
+
+def _object(line: str, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number} is no JSON ({error})") from None
 
 
-def _from_row(row: Mapping[str, Any], path: Path, number: int) -> SourceRequest:
-    uri = str(row["uri"])
+def _from_row(row: Any, path: Path) -> SourceRequest:
+    """One row of a list. Raises ValueError that says what is wrong with it."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{row!r} is no JSON object; write {{\"uri\": ...}}")
+    unknown = set(row) - set(LIST_COLUMNS)
+    if unknown:
+        raise ValueError(f"unknown column {sorted(unknown)[0]!r}; known: {', '.join(LIST_COLUMNS)}")
+    if _empty(row.get("uri")):
+        raise ValueError("no uri")
+    uri = _utf8(str(row["uri"]))
+    if "\0" in uri:
+        raise ValueError(f"no file has the name {uri!r}")
     if "://" not in uri and not Path(uri).is_absolute():
         uri = str((path.parent / uri).absolute())
-    facts: dict[str, Any] = {}
-    try:
-        start, end = (float(row[k]) if row.get(k) not in (None, "") else None for k in ("start_s", "end_s"))
-        box = _box(row.get("box"))
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{path}, row {number}: {error}") from None
+    start, end, box = _seconds(row, "start_s"), _seconds(row, "end_s"), _box(row.get("box"))
     if end is not None and end <= (start or 0.0):
-        raise UsageError(f"{path}, row {number}: end_s {end} is not after start_s {start}")
-    facts |= {k: str(row[k]) for k in ("licence", "language", "origin", "identity") if row.get(k)}
+        raise ValueError(f"end_s {end} is not after start_s {start or 0.0}")
+    facts: dict[str, Any] = {k: _utf8(str(row[k])) for k in LIST_FACTS if not _empty(row.get(k))}
     fragment = []
     if start is not None or end is not None:
         facts |= {"window_start_s": start or 0.0, "window_end_s": end}
-        fragment.append(f"t={start or 0.0:g},{'' if end is None else format(end, 'g')}")
+        fragment.append(f"t={_plain_number(start or 0.0)},{'' if end is None else _plain_number(end)}")
     if box:
         facts["box"] = box
-        fragment.append("xywh=" + ",".join(f"{v:g}" for v in (box[0], box[1], box[2] - box[0], box[3] - box[1])))
+        corner_and_size = (box[0], box[1], box[2] - box[0], box[3] - box[1])
+        fragment.append("xywh=" + ",".join(map(_plain_number, corner_and_size)))
     return SourceRequest(uri + ("#" + "&".join(fragment) if fragment else ""), uri, facts)
+
+
+def _plain_number(value: float) -> str:
+    """All digits that tell two spans apart, no more."""
+    return f"{value:.12g}"
+
+
+def _empty(value: Any) -> bool:
+    return value is None or value == "" or value != value
+
+
+def _seconds(row: Mapping[str, Any], name: str) -> float | None:
+    value = row.get(name)
+    if value is None or value == "":
+        return None
+    try:
+        number = float(value)
+    except (ValueError, TypeError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name} {value!r} must be a number of seconds, 0 or more")
+    return number
 
 
 def _box(value: Any) -> list[float] | None:
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
-    numbers = [float(v) for v in (value.split() if isinstance(value, str) else value)]
-    if len(numbers) != 4 or numbers[2] <= numbers[0] or numbers[3] <= numbers[1] or min(numbers) < 0:
+    try:
+        numbers = [float(v) for v in (value.replace(",", " ").split() if isinstance(value, str) else value)]
+    except (ValueError, TypeError):
+        numbers = []
+    good = len(numbers) == 4 and all(map(math.isfinite, numbers)) and min(numbers) >= 0
+    if not good or numbers[2] <= numbers[0] or numbers[3] <= numbers[1]:
         raise ValueError(f"box {value!r} must be x0 y0 x1 y1 with x0 < x1 and y0 < y1")
     return numbers

@@ -127,6 +127,7 @@ def measure(task: Mapping[str, Any]) -> dict[str, list[Row]]:
                     clip.row["sample_tar"] = group["tar"]
                 out["clips"].append(clip.row)
                 out["runs"] += runs
+                del clip  # its frames, before the next clip's are decoded
         if encoded:
             store_samples(Store(task["root"]), group["tar"], encoded)
             out["samples"] += [
