@@ -65,7 +65,8 @@ class RapidOcrOverlay(Stage):
     """PP-OCR on sampled frames, texts followed by normalised correlation of their edges.
 
     A text counts when it is read with `min_score`, stands still and has `min_letters` letters or digits; fewer
-    (blank walls are read as a lone character) when it is found in two looks and is no larger than letters are.
+    (walls and curtains are read as a lone character) when it is surely read, in two looks, and no larger than letters
+    are.
     """
 
     name: ClassVar[str] = "overlay"
@@ -79,6 +80,8 @@ class RapidOcrOverlay(Stage):
     fine_every_s: float = 6.0
     min_score: float = 0.6
     min_letters: int = 3
+    min_lone_score: float = 0.9
+    """Score that fewer letters need: what is no letter is read with less."""
     max_lone_height: float = 0.2
     """A lone character higher than this share of the picture is furniture."""
     min_match: float = 0.5
@@ -112,7 +115,9 @@ class RapidOcrOverlay(Stage):
 
     def counts(self, text: Sighting) -> bool:
         """Whether `text` is an overlay."""
-        return text.still and (count_letters(text.words) >= self.min_letters or text.looks > 1)
+        if count_letters(text.words) >= self.min_letters:
+            return text.still
+        return text.still and text.looks > 1 and text.score >= self.min_lone_score
 
     def find(self, clip: Clip) -> list[Sighting]:
         """Every text read in the clip, each once, in the order of the looks."""

@@ -23,6 +23,10 @@ from models.voice import SpeechDetector, pauses, segments
 
 SIDE = 256
 """Longer side, px, of the frames that the detector compares."""
+COPY = 0.5
+"""A frame that changes by less (PySceneDetect's content value, 0-255) repeats the one before."""
+NEIGHBOURS = 4
+"""Frames on either side that tell how much moves: as many distinct ones as PySceneDetect's two at half the rate."""
 MIN_FRAMES = round(MIN_CLIP_SECONDS * FPS)
 MAX_FRAMES = round(MAX_CLIP_SECONDS * FPS)
 COMPLETE = 0.9
@@ -67,7 +71,7 @@ class Scenes:
 def fingerprint_facts(options: SceneOptions) -> dict[str, Any]:
     """All that may change where a source is cut."""
     revisions = [package_version("scenedetect"), package_version("silero-vad")]
-    return {"version": 1, "params": asdict(options), "side": SIDE, "revision": revisions}
+    return {"version": 2, "params": asdict(options), "side": SIDE, "revision": revisions}
 
 
 def find_scenes(
@@ -113,7 +117,7 @@ def detect_cuts(
     progress: Callable[[float], None] | None = None,
 ) -> tuple[list[float], list[int]]:
     """(times of all decoded frames, s; indices of those that begin a new scene)."""
-    from scenedetect import FrameTimecode
+    from scenedetect import FrameTimecode, StatsManager
     from scenedetect.detectors import AdaptiveDetector
 
     rate = info.fps or float(FPS)
@@ -122,17 +126,48 @@ def detect_cuts(
         min_content_val=options.min_content,
         min_scene_len=max(1, round(options.min_scene_s * rate)),
     )
+    detector.stats_manager = StatsManager()
     times: list[float] = []
+    changes: list[float] = []
     found: list[int] = []
     for time, image in low_resolution(uri, info, window):
         stamp = FrameTimecode(len(times), rate)
         found += [cut.frame_num for cut in detector.process_frame(stamp, image)]
+        changes.append(_change(detector.stats_manager, stamp))
         times.append(time)
         if progress and len(times) % 250 == 0:
             progress(time)
     if times:
         found += [cut.frame_num for cut in detector.post_process(FrameTimecode(len(times) - 1, rate))]
-    return times, sorted(set(found))
+    usual = float(np.median(np.diff(times))) if len(times) > 1 else 1 / rate
+    return times, [cut for cut in sorted(set(found)) if stands_out(cut, times, changes, usual, options.threshold)]
+
+
+def _change(stats: Any, stamp: Any) -> float:
+    """How much the frame at `stamp` differs from the one before, as the detector measured it."""
+    return float(stats.get_metrics(stamp, ["content_val"])[0] or 0.0)
+
+
+def stands_out(cut: int, times: Sequence[float], changes: Sequence[float], usual: float, threshold: float) -> bool:
+    """Whether frame `cut` changes `threshold` times as much as its neighbours do in the same time.
+
+    usual: seconds from a frame to the next.
+
+    PySceneDetect compares frames by number. Where frames repeat (50 fps made of 25) or are missing (variable
+    rate) plain motion then stands out: its neighbours are copies that change by nothing, or it spans more time.
+    """
+
+    def since_new(index: int) -> float:
+        """Seconds since the last frame that was no copy."""
+        back = index - 1
+        while back > 0 and changes[back] < COPY:
+            back -= 1
+        return times[index] - times[max(0, back)]
+
+    around = [*range(max(1, cut - NEIGHBOURS), cut), *range(cut + 1, min(len(times), cut + NEIGHBOURS + 1))]
+    rates = [changes[i] / max(usual, since_new(i)) for i in around if changes[i] >= COPY]
+    motion = max(sum(rates) / len(rates), 0.0) * max(usual, since_new(cut)) if rates else 0.0
+    return changes[cut] >= threshold * motion
 
 
 def low_resolution(

@@ -42,8 +42,6 @@ def facts(store: Store) -> dict[str, Any] | None:
             f"{store.root} has format version {version}, this xstreamer writes {FORMAT_VERSION}; "
             "use the xstreamer that made it or choose another folder"
         )
-    if not isinstance(found.get("recipe"), dict) or not isinstance(found.get("fingerprints"), dict):
-        raise DatasetError(f"{store.url(DATASET_FILE)} is damaged (no recipe); restore it or choose another folder")
     return dict(found)
 
 

@@ -146,7 +146,9 @@ class Store:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DatasetError(f"no space left under {self.root}; free some and run the same command") from error
             if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-                raise DatasetError(f"{self.root} cannot be written; change its rights or choose another folder") from error
+                raise DatasetError(
+                    f"{self.root} cannot be written; change its rights or choose another folder"
+                ) from error
             if error.errno in (errno.ENOTDIR, errno.EEXIST):
                 raise DatasetError(
                     f"{self.root} is in the way: a file where a folder must be; choose another folder"

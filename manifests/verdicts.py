@@ -170,7 +170,9 @@ def _parse_rule(name: str, body: Any, origin: str) -> Rule:
     bound = body[tests[0]]
     bounds = dict(bound) if isinstance(bound, dict) else {"": bound}
     if isinstance(bound, dict) and (not bound or not _STAGE[measure]):
-        raise UsageError(f"{where}: {tests[0]} must be one bound" + (", or one for each backend" * bool(_STAGE[measure])))
+        raise UsageError(
+            f"{where}: {tests[0]} must be one bound" + (", or one for each backend" * bool(_STAGE[measure]))
+        )
     for value in bounds.values():
         _check_bound(where, measure, tests[0], value)
     blind = body.get("blind", [])

@@ -38,9 +38,7 @@ def parser() -> argparse.ArgumentParser:
     pack = command("pack", "WebDataset shards of what a profile keeps")
     pack.add_argument("--profile", default=PROFILES)
     _pack_arguments(pack)
-    export = command(
-        "export", "sources and clips as JSON lines or CSV", json_help="a JSON object a line (the default)"
-    )
+    export = command("export", "sources and clips as JSON lines or CSV", json_help="a JSON object a line (the default)")
     export.add_argument("--profile", default="pretrain")
     export.add_argument("--csv", action="store_true", help="a CSV table instead of JSON lines")
     command("verify", "hash everything again and cross-check tables, samples and shards")
@@ -113,7 +111,7 @@ def _curate(options: argparse.Namespace) -> int:
     from pipelines.curate import CurateOptions, check_sources, curate
     from pipelines.funnel import print_result
     from pipelines.pack import PackOptions
-    from pipelines.recipe import Recipe, load_profiles, load_recipe
+    from pipelines.recipe import load_profiles, load_recipe, stored_recipe
     from pipelines.sources import list_sources
 
     if options.limit is not None:
@@ -122,7 +120,8 @@ def _curate(options: argparse.Namespace) -> int:
     packing = PackOptions(per_shard=_positive(options.per_shard, "--per-shard"), val_share=_share(options.val_share))
     store = Store(_named(options.output, "-o"))
     known = dataset.facts(store)
-    recipe = Recipe(**known["recipe"]) if known and not options.recipe else load_recipe(options.recipe or "bundled")
+    stored = stored_recipe(known, store.root) if known else None
+    recipe = stored if stored and not options.recipe else load_recipe(options.recipe or "bundled")
     profiles = load_profiles(options.profile, recipe)
     requests = list_sources(options.sources).sources[: options.limit] if options.sources else []
     check_sources(requests, store)
@@ -188,10 +187,10 @@ def _named(folder: str, what: str) -> str:
 def _open(options: argparse.Namespace) -> Any:
     """(store, recipe, profiles) of an existing dataset."""
     from manifests import dataset
-    from pipelines.recipe import Recipe, load_profiles
+    from pipelines.recipe import load_profiles, stored_recipe
 
     store, facts = dataset.load(_named(options.dataset, "the dataset"))
-    recipe = Recipe(**facts["recipe"])
+    recipe = stored_recipe(facts, store.root)
     return store, recipe, load_profiles(options.profile, recipe)
 
 

@@ -39,12 +39,10 @@ def export_rows(store: Store, profile: Profile) -> Iterator[Row]:
             "cuts": row["cuts"] or [],
             **facts,
         }
-    judge.judge(store, profile)
-    verdicts = judge.verdicts(store, profile.name)
-    assert verdicts is not None
     clips = read(store, CLIPS_TABLE)
     for start in range(0, len(clips), 8192):
-        pairs = zip(clips.slice(start, 8192).to_pylist(), verdicts.slice(start, 8192).to_pylist(), strict=True)
+        part = clips.slice(start, 8192)
+        pairs = zip(part.to_pylist(), judge.judged(profile, part).to_pylist(), strict=True)
         yield from (_clip(clip, verdict) for clip, verdict in pairs)
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from manifests.records import CLIPS
 from manifests.store import Store
 from manifests.tables import CLIPS_TABLE, batches
-from manifests.verdicts import KEEP, Profile, blind_rules, judge_table
+from manifests.verdicts import KEEP, VERDICTS, Profile, blind_rules, judge_table
 
 OVERRIDE = pa.field("override", pa.string())
 """A person's decision that stands over the rules'; null where nobody decided."""
@@ -37,19 +37,22 @@ def judge(store: Store, profile: Profile) -> dict[str, int]:
     with store.writing(verdict_path(profile.name)) as file:
         writer: pq.ParquetWriter | None = None
         for part in batches(store, CLIPS_TABLE, wanted, encoded):
-            verdicts = judge_table(profile, part)
-            for entry in pc.value_counts(verdicts["verdict"].cast(pa.string())).to_pylist():
-                counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
-            verdicts = verdicts.append_column(OVERRIDE, pa.nulls(len(verdicts), pa.string()))
+            verdicts = judged(profile, part)
+            for entry in pc.value_counts(verdicts["verdict"].combine_chunks().indices).to_pylist():
+                name = VERDICTS[entry["values"]]
+                counts[name] = counts.get(name, 0) + entry["counts"]
             if writer is None:
                 writer = _writer(file, verdicts.schema)
             writer.write_table(verdicts)
         if writer is None:
-            writer = _writer(
-                file, judge_table(profile, _no_clips(wanted)).append_column(OVERRIDE, pa.nulls(0, pa.string())).schema
-            )
+            writer = _writer(file, judged(profile, _no_clips(wanted)).schema)
         writer.close()
     return counts
+
+
+def judged(profile: Profile, clips: pa.Table) -> pa.Table:
+    """Verdicts of `clips` as the verdict file holds them: clip_id, verdict, failing, unmet, override."""
+    return judge_table(profile, clips).append_column(OVERRIDE, pa.nulls(len(clips), pa.string()))
 
 
 def _writer(file: Any, schema: pa.Schema) -> pq.ParquetWriter:

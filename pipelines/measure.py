@@ -86,7 +86,7 @@ def pending(
     current = pc.is_in(keys, pa.array([f"{stage} {fingerprints[stage]}" for stage in CLIP_STAGES]))
     if retry_failed:
         current = pc.and_(current, pc.not_equal(runs["status"].cast(pa.string()), "failed"))
-    done = runs.filter(current).select(["clip_id", "stage"])
+    done = _held(runs.filter(current).select(["clip_id", "stage"]), clips)
     counted = done.group_by("clip_id").aggregate([("stage", "count")])
     complete = counted.filter(pc.equal(counted["stage_count"], len(CLIP_STAGES)))["clip_id"]
     lacking = ~np.asarray(pc.is_in(clips["clip_id"], complete.combine_chunks()))
@@ -96,6 +96,16 @@ def pending(
         asked = np.asarray(pc.is_in(clips["source_id"], pa.array(sorted(sources), pa.string())))
     rows = np.flatnonzero((lacking | unskip) & asked)
     return Pending(clips, rows, _wanted(clips, rows, done, unskip))
+
+
+def _held(done: pa.Table, clips: pa.Table) -> pa.Table:
+    """The runs whose findings the clip's row holds: a row that was lost and listed again holds none."""
+    for stage in CLIP_STAGES:
+        empty = clips.filter(pc.is_null(clips[f"{stage}_status"]))["clip_id"]
+        if len(empty):
+            of_stage = pc.equal(done["stage"].cast(pa.string()), stage)
+            done = done.filter(pc.invert(pc.and_(of_stage, pc.is_in(done["clip_id"], empty.combine_chunks()))))
+    return done
 
 
 def _wanted(clips: pa.Table, rows: np.ndarray, done: pa.Table, unskip: np.ndarray) -> dict[int, frozenset[str]]:

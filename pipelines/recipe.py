@@ -15,7 +15,7 @@ from typing import Any
 from curation.registry import BACKENDS, build_stage
 from curation.scenes import SceneOptions, fingerprint_facts
 from curation.stage import Stage, fingerprint
-from manifests.errors import UsageError
+from manifests.errors import DatasetError, UsageError
 from manifests.records import CLIP_STAGES
 from manifests.verdicts import Profile, check_bounds, parse_profile
 
@@ -70,6 +70,16 @@ def load_recipe(name: str) -> Recipe:
     if missing:
         raise UsageError(f"{origin}: no backend for stage {missing[0]!r}; add [stages.{missing[0]}]")
     recipe.scene_options()
+    build_stages(recipe)
+    return recipe
+
+
+def stored_recipe(facts: Mapping[str, Any], root: str) -> Recipe:
+    """The recipe in a dataset.json. Raises DatasetError when there is none, UsageError when it is not known here."""
+    body, prints = facts.get("recipe"), facts.get("fingerprints")
+    if not isinstance(body, dict) or not isinstance(prints, dict) or set(CLIP_STAGES) - set(body.get("stages", {})):
+        raise DatasetError(f"{root}: dataset.json is damaged (no recipe); restore it or choose another folder")
+    recipe = Recipe(body.get("name", ""), body.get("scenes", {}), body["stages"])
     build_stages(recipe)
     return recipe
 

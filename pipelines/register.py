@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from manifests.errors import UsageError, XstreamerError, one_line
-from manifests.records import clip_id
+from manifests.records import CLIP_STAGES, clip_id
 from manifests.store import Store
-from manifests.tables import CLIPS_TABLE, RETIRED, SOURCES_TABLE, append, read
+from manifests.tables import CLIPS_TABLE, RETIRED, RUNS_TABLE, SOURCES_TABLE, append, read
 from pipelines import work
 from pipelines.cluster import run_bounded
 from pipelines.commit import Committer
@@ -99,12 +102,16 @@ def retire_orphans(store: Store) -> None:
 
 
 def cut_sources(client: Any, store: Store, recipe: Recipe, fingerprint: str, listed: set[str], quiet: bool) -> None:
-    """Finds the scenes of canonical sources that this recipe has not cut yet, and lists their clips."""
+    """Finds the scenes of canonical sources that this recipe has not cut yet, and lists their clips; also of
+    those that lost rows of clips."""
     rows = read(store, SOURCES_TABLE).to_pylist()
+    torn = {key.split("-")[0] for key in lost_clips(store)}
     todo = [
         row
         for row in rows
-        if row["uri"] in listed and row["status"] == "ok" and row["scenes_fingerprint"] != fingerprint
+        if row["uri"] in listed
+        and row["status"] == "ok"
+        and (row["scenes_fingerprint"] != fingerprint or row["source_id"] in torn)
     ]
     before = _clips_of({row["source_id"] for row in todo}, store)
     by_uri = {row["uri"]: row for row in todo}
@@ -120,6 +127,36 @@ def cut_sources(client: Any, store: Store, recipe: Recipe, fingerprint: str, lis
                 source = by_uri[result["uri"]]
                 _commit_scenes(commit, source, result, before.get(source["source_id"], {}), fingerprint)
                 bar.add(source["duration_s"])
+
+
+def lost_clips(store: Store) -> list[str]:
+    """Ids of clips that were measured and whose rows are gone, sorted.
+
+    A retired clip is none of them: its source is no more, or clips of a later cut cover its time.
+    """
+    runs = read(store, RUNS_TABLE, ["clip_id", "stage"])
+    ran = runs.filter(pc.is_in(runs["stage"], pa.array(CLIP_STAGES)))["clip_id"].unique()
+    clips = read(store, CLIPS_TABLE, ["clip_id", "source_id"])
+    gone = ran.filter(pc.invert(pc.is_in(ran, clips["clip_id"].combine_chunks()))).to_pylist()
+    rows = read(store, SOURCES_TABLE, ["source_id", "status"]).to_pylist() if gone else []
+    sources = {row["source_id"] for row in rows if row["status"] == "ok"} & {key.split("-")[0] for key in gone}
+    there: dict[str, list[tuple[int, int]]] = {source: [] for source in sources}
+    beside = clips.filter(pc.is_in(clips["source_id"], pa.array(sorted(sources), pa.string())))
+    for key in beside["clip_id"].to_pylist():
+        source, start, end = _span(key)
+        there[source].append((start, end))
+    spans = {key: _span(key) for key in gone}
+    return sorted(
+        key
+        for key, (source, start, end) in spans.items()
+        if source in sources and not any(a < end and start < b for a, b in there[source])
+    )
+
+
+def _span(key: str) -> tuple[str, int, int]:
+    """(source id, start and end in ms) of a clip id."""
+    source, start, end = key.split("-")
+    return source, int(start), int(end)
 
 
 def _by_length(rows: Sequence[Row]) -> Iterator[list[Row]]:

@@ -171,7 +171,7 @@ def _object(line: str, number: int) -> Any:
 def _from_row(row: Any, path: Path) -> SourceRequest:
     """One row of a list. Raises ValueError that says what is wrong with it."""
     if not isinstance(row, dict):
-        raise ValueError(f"{row!r} is no JSON object; write {{\"uri\": ...}}")
+        raise ValueError(f'{row!r} is no JSON object; write {{"uri": ...}}')
     unknown = set(row) - set(LIST_COLUMNS)
     if unknown:
         raise ValueError(f"unknown column {sorted(unknown)[0]!r}; known: {', '.join(LIST_COLUMNS)}")

@@ -23,6 +23,7 @@ from manifests.verdicts import KEEP
 from models.clock import CHUNK_SPEECH_TOKENS
 from pipelines import judge
 from pipelines.progress import Bar
+from pipelines.register import lost_clips
 
 _NAMED = 20
 """Faults of one kind that are spelled out; the rest is counted."""
@@ -70,6 +71,7 @@ def _tables(store: Store) -> Iterator[str]:
     yield from _limited("clip that ends before it starts", (c["clip_id"] for c in clips if c["end_s"] <= c["start_s"]))
     runs = read(store, RUNS_TABLE, ["clip_id", "stage"])
     ran = Counter(runs.filter(pc.is_in(runs["stage"], value_set=pa.array(CLIP_STAGES)))["clip_id"].to_pylist())
+    yield from _limited("tables/clips has lost a clip that was measured (run curate again)", lost_clips(store))
     yield from _limited(
         "clip not measured through (run curate again)",
         (c["clip_id"] for c in clips if ran[c["clip_id"]] < len(CLIP_STAGES) and c["source_id"] in known),

@@ -155,7 +155,7 @@ class Encode(Light):
         chunks = chunks_in(clip.frame_count)
         facts = {"start_s": clip.start_s, "chunks": chunks, "text_tokens": 1, "text": clip.row["transcript"]}
         files = {
-            "json": json.dumps(facts, sort_keys=True).encode(),
+            "json": json.dumps({**clip.facts, **facts}, sort_keys=True).encode(),
             "text.npy": npy(np.zeros(1, np.int32)),
             "speech.npy": npy(np.full(4 * chunks, clip.first_frame, np.int32)),
             "latents.npy": npy(np.zeros((chunks + 1, 2, 1, 1), np.float16)),

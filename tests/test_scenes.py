@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -76,3 +77,19 @@ def test_a_truncated_file_is_an_error_that_says_how_much_is_there(tmp_path: Path
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(SourceError, match=r"truncated: its picture ends at .* of 12\.0 s"):
         find_scenes(str(path), probe(str(path)))
+
+
+def test_motion_is_no_cut_where_frames_repeat_or_are_missing(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    base = cv2.GaussianBlur(rng.integers(0, 255, (160, 900, 3), np.uint8), (0, 0), 6)
+    base = cv2.normalize(base, None, 0, 255, cv2.NORM_MINMAX)
+    moving = [base[:, 4 * i : 4 * i + 240] for i in range(100)]
+    cut = [*moving[:50], *(255 - frame for frame in moving[50:])]
+    kept = [i for i in range(100) if not 3 <= i % 10 <= 5]
+    movies = {
+        "doubled": write_movie(tmp_path / "d.mp4", [f for f in cut for _ in (0, 1)], fps=50),
+        "gaps": write_movie(tmp_path / "g.mp4", [cut[i] for i in kept], times=[i / 25 for i in kept]),
+        "plain": write_movie(tmp_path / "p.mp4", cut),
+    }
+    for name, path in movies.items():
+        assert np.allclose(find_scenes(str(path), probe(str(path))).cuts, [2.0], atol=0.05), name
