@@ -20,7 +20,7 @@ from manifests.verdicts import Profile
 from pipelines import judge, work
 from pipelines.cluster import run_bounded
 from pipelines.commit import Committer
-from pipelines.measure import Plan
+from pipelines.measure import Plan, stored_samples
 from pipelines.progress import Bar
 
 Row = dict[str, Any]
@@ -96,9 +96,11 @@ def encode_long_form(client: Any, store: Store, plan: Plan, profiles: Sequence[P
 
 
 def _done(store: Store, fingerprint: str) -> set[str]:
-    runs = read(store, RUNS_TABLE, ["clip_id", "stage", "fingerprint"])
+    """Ids that were encoded and are there, or could not be."""
+    runs = read(store, RUNS_TABLE, ["clip_id", "stage", "fingerprint", "status"])
     fits = pc.and_(pc.equal(runs["stage"], "encode"), pc.equal(runs["fingerprint"], fingerprint))
-    return set(runs.filter(fits)["clip_id"].to_pylist())
+    there = pc.or_(pc.not_equal(runs["status"], "ok"), pc.is_in(runs["clip_id"], stored_samples(store)))
+    return set(runs.filter(pc.and_(fits, there))["clip_id"].to_pylist())
 
 
 def _tasks(store: Store, plan: Plan, todo: Mapping[str, Sequence[Row]]) -> Iterator[Row]:

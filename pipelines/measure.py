@@ -15,7 +15,7 @@ from distributed import KilledWorker
 
 from manifests.records import ALWAYS_MEASURED, CLIP_STAGES
 from manifests.store import Store
-from manifests.tables import CLIPS_TABLE, RUNS_TABLE, SOURCES_TABLE, read
+from manifests.tables import CLIPS_TABLE, RUNS_TABLE, SAMPLES_TABLE, SOURCES_TABLE, read
 from manifests.verdicts import REJECT, Profile, judge_table
 from pipelines import work
 from pipelines.cluster import KILLS, run_bounded
@@ -86,7 +86,7 @@ def pending(
     current = pc.is_in(keys, pa.array([f"{stage} {fingerprints[stage]}" for stage in CLIP_STAGES]))
     if retry_failed:
         current = pc.and_(current, pc.not_equal(runs["status"].cast(pa.string()), "failed"))
-    done = _held(runs.filter(current).select(["clip_id", "stage"]), clips)
+    done = _held(runs.filter(current).select(["clip_id", "stage"]), clips, stored_samples(store))
     counted = done.group_by("clip_id").aggregate([("stage", "count")])
     complete = counted.filter(pc.equal(counted["stage_count"], len(CLIP_STAGES)))["clip_id"]
     lacking = ~np.asarray(pc.is_in(clips["clip_id"], complete.combine_chunks()))
@@ -98,13 +98,25 @@ def pending(
     return Pending(clips, rows, _wanted(clips, rows, done, unskip))
 
 
-def _held(done: pa.Table, clips: pa.Table) -> pa.Table:
-    """The runs whose findings the clip's row holds: a row that was lost and listed again holds none."""
+def stored_samples(store: Store) -> pa.Array:
+    """Ids of the samples that are listed and whose tar is there."""
+    rows = read(store, SAMPLES_TABLE, ["sample_id", "tar"])
+    there = pc.is_in(rows["tar"], pa.array(store.names("samples"), pa.string()))
+    return rows.filter(there)["sample_id"].combine_chunks()
+
+
+def _held(done: pa.Table, clips: pa.Table, samples: pa.Array) -> pa.Table:
+    """The runs whose findings are there: not those of a clip whose row was lost and listed again, nor the
+    encoding of a sample that was lost."""
     for stage in CLIP_STAGES:
-        empty = clips.filter(pc.is_null(clips[f"{stage}_status"]))["clip_id"]
-        if len(empty):
+        lost = pc.is_null(clips[f"{stage}_status"])
+        if stage == "encode":
+            encoded = pc.fill_null(pc.equal(clips["encode_status"], "ok"), False)
+            lost = pc.or_(lost, pc.and_(encoded, pc.invert(pc.is_in(clips["clip_id"], samples))))
+        keys = clips.filter(lost)["clip_id"]
+        if len(keys):
             of_stage = pc.equal(done["stage"].cast(pa.string()), stage)
-            done = done.filter(pc.invert(pc.and_(of_stage, pc.is_in(done["clip_id"], empty.combine_chunks()))))
+            done = done.filter(pc.invert(pc.and_(of_stage, pc.is_in(done["clip_id"], keys.combine_chunks()))))
     return done
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.errors import DatasetError
-from manifests.samples import load_samples
+from manifests.samples import load_samples, sample_digest
 from manifests.shards import Shard, shuffled, validation_groups, write_index, write_shards
 from manifests.store import Store
 from manifests.tables import CLIPS_TABLE, SAMPLES_TABLE, SOURCES_TABLE, read
@@ -109,6 +109,11 @@ def _load(store: Store, rows: Sequence[Row], bar: Bar) -> Iterator[tuple[str, di
             raise DatasetError(
                 f"sample {row['sample_id']} is not in {store.url('samples/' + name)}; find out what else is lost with: "
                 f"xstreamer verify {store.root}"
+            )
+        if sample_digest(sample) != row["digest"]:
+            raise DatasetError(
+                f"sample {row['sample_id']} in {store.url('samples/' + name)} has changed since it was written; "
+                "delete the file and run curate again"
             )
         bar.add(1)
         yield row["sample_id"], sample, row["chunks"] * CHUNK_SECONDS

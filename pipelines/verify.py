@@ -103,9 +103,9 @@ def _samples(store: Store, bar: Bar) -> Iterator[str]:
 def _sample(where: str, row: Mapping[str, Any], sample: Sample | None) -> Iterator[str]:
     name = f"{where}: sample {row['sample_id']}"
     if sample is None:
-        yield f"{name} is missing"
+        yield f"{name} is missing; run curate again, after deleting the file if it is there"
     elif sample_digest(sample) != row["digest"]:
-        yield f"{name} has changed since it was written (digest differs)"
+        yield f"{name} has changed since it was written (digest differs); delete the file and run curate again"
     else:
         yield from (f"{name}: {fault}" for fault in _shape_faults(sample, row["chunks"]))
 

@@ -401,13 +401,24 @@ def test_verify_names_what_is_damaged(
     assert any(named in line for line in lines), lines
 
 
-def test_a_lost_clip_is_measured_again_and_all_is_as_before(curated: Curated, tmp_path: Path) -> None:
+def test_a_damaged_sample_is_not_packed(curated: Curated, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(curated.root, root)
+    named = flip_in_sample(root)
+    assert main(["pack", str(root), "--quiet"]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert named in line and "delete the file and run curate again" in line
+
+
+def test_what_was_lost_is_measured_again_and_all_is_as_before(curated: Curated, tmp_path: Path) -> None:
+    """A row of the clips table, and the tar of another clip's sample."""
     root = tmp_path / "copy"
     shutil.copytree(curated.root, root)
     lose_row(root)
-    healed = Curated(root, curated.sources, {}, 0)
-    done = xstreamer(*healed.arguments())
-    assert json.loads(done.stdout)["measured_clips"] == 1, done.stderr
+    sorted(root.glob("samples/*.tar"))[-1].unlink()
+    mended = Curated(root, curated.sources, {}, 0)
+    done = xstreamer(*mended.arguments())
+    assert json.loads(done.stdout)["measured_clips"] == 2, done.stderr
     assert xstreamer("verify", root, "--quiet").returncode == 0
     before, after = content(curated.root), content(root)
     for found in (before, after):

@@ -81,9 +81,11 @@ def test_a_truncated_file_is_an_error_that_says_how_much_is_there(tmp_path: Path
 
 def test_motion_is_no_cut_where_frames_repeat_or_are_missing(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    base = cv2.GaussianBlur(rng.integers(0, 255, (160, 900, 3), np.uint8), (0, 0), 6)
+    base = cv2.GaussianBlur(rng.integers(0, 255, (160, 1200, 3), np.uint8), (0, 0), 5)
     base = cv2.normalize(base, None, 0, 255, cv2.NORM_MINMAX)
-    moving = [base[:, 4 * i : 4 * i + 240] for i in range(100)]
+    steps = np.full(100, 2)
+    steps[[20, 70]] = 5  # a jerk: more than twice the motion around it, no cut
+    moving = [base[:, at : at + 240] for at in np.cumsum(steps)]
     cut = [*moving[:50], *(255 - frame for frame in moving[50:])]
     kept = [i for i in range(100) if not 3 <= i % 10 <= 5]
     movies = {
