@@ -270,8 +270,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "recipe.toml").write_text(light.recipe_toml(folder))
     (folder / "pretrain.toml").write_text(light.PROFILE.format(sync=4.0))
     scenes_movie(folder / "src" / "solo.mp4", [1.4])
-    for place, name in enumerate((*HOSTILE, b"\xff\xfe.mp4")):
-        path = Path(os.fsdecode(os.fsencode(folder / "src") + b"/" + os.fsencode(name)))
+    for place, name in enumerate((*HOSTILE, os.fsdecode(b"\xff\xfe.mp4"))):
+        path = folder / "src" / name
         write_movie(path.parent / "made.mp4", [numbered(place)] * (28 + place)).rename(path)
     codes = [curated(folder, str(folder / "src"))]
     scenes_movie(folder / "src" / "talk.mp4", [24.0])
