@@ -208,7 +208,9 @@ def _encode_1080p(source: Path, target: Path) -> None:
 def memory(folder: Path, videos: Path, minutes: float) -> None:
     """Peak resident memory of the largest worker while a long 1080p source is curated."""
     short = _peak(looped(folder, videos, minutes), folder / "mem-short", "bundled")
-    print(f"memory: peak of a worker on {minutes:g} min of 1080p, bundled recipe: {short[0]:.0f} MB resident, {short[1]:.0f} MB private   goal <= 1500")
+    print(
+        f"memory: peak of a worker on {minutes:g} min of 1080p, bundled recipe: {short[0]:.0f} MB resident, {short[1]:.0f} MB private   goal <= 1500"
+    )
     recipe = folder / "noop.toml"
     recipe.write_text(_noop_toml())
     light = [_peak(looped(folder, videos, m), folder / f"mem-{m:g}", str(recipe)) for m in (minutes, 6 * minutes)]

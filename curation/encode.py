@@ -46,13 +46,13 @@ JPEG_QUALITY = 90
 class Encode(Stage):
     """Cuts, corrects and encodes; a subclass names the codecs.
 
-    size: side of the encoded square, px.
+    size: side of the encoded square, px. min_speech_share: with less speech the measured offset is not applied.
     The picture is the square that `speakers` found. The sound is what `denoise` left, moved by the offset
     that `sync` measured. The text is the words of `transcribe` whose middle lies in the sample.
     """
 
     name = "encode"
-    reads = ("speakers", "sync", "denoise", "transcribe")
+    reads = ("speech", "speakers", "sync", "denoise", "transcribe")
     measures = measures_of("encode")
 
     video: ClassVar[VideoCodec]
@@ -60,6 +60,7 @@ class Encode(Stage):
     text: ClassVar[TextCodec]
 
     size: int = 256
+    min_speech_share: float = 0.1
 
     def measure(self, clip: Clip) -> Result:
         """The members of the sample in `Result.files`; `sample_tar` is None, whoever stores it fills it.
@@ -69,7 +70,7 @@ class Encode(Stage):
         if clip.row.get("crop_side") is None:
             raise Unmeasured("no face was found to cut out")
         audio: Audio = clip.product("denoise")
-        lag = -(clip.row.get("sync_offset_frames") or 0)
+        lag = -self.offset(clip.row)
         sound = sound_span(clip, audio)
         first, chunks = window(frames_there(clip), lag, sound)
         if not chunks:
@@ -87,6 +88,14 @@ class Encode(Stage):
         files["json"] = json_bytes(self.facts(clip, first, heard) | told)
         sizes = {"sample_text_tokens": len(tokens), "sample_bytes": sum(map(len, files.values()))}
         return Result({"sample_tar": None, "sample_chunks": chunks, **sizes}, files=files)
+
+    def offset(self, row: Mapping[str, Any]) -> int:
+        """Frames by which the sound of a clip is corrected, SyncNet's sign; 0 where nobody speaks: what a silent
+        face measures is chance."""
+        share = row.get("speech_share")
+        if share is not None and share < self.min_speech_share:
+            return 0
+        return row.get("sync_offset_frames") or 0
 
     def members(self, frames: np.ndarray, pcm: np.ndarray) -> dict[str, bytes]:
         """The members that are seen and heard, of `frames` [8k+1, size, size, 3] uint8 BGR and `pcm` [n] int16.
@@ -114,7 +123,7 @@ class Encode(Stage):
             "source_id": clip.row.get("source_id"),
             "start_s": (clip.first_frame + first) / FPS,
             "audio_start_s": round(clip.start_s + heard, 6),
-            "sync_offset_frames": clip.row.get("sync_offset_frames"),
+            "sync_offset_frames": self.offset(clip.row),
             "crop": [clip.row[f"crop_{part}"] for part in ("x", "y", "side")],
             "size": self.size,
             "fps": FPS,

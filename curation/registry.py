@@ -56,7 +56,7 @@ def _plugin(stage: str, backend: str) -> type:
     module, _, name = backend.partition(":")
     try:
         kind = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"backend {backend!r} of stage {stage!r}: {error}; is it on PYTHONPATH?") from None
     if not (isinstance(kind, type) and issubclass(kind, Stage) and kind.name == stage):
         raise UsageError(f"backend {backend!r} is no Stage with name {stage!r}")

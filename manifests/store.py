@@ -121,7 +121,7 @@ class Store:
         """
         folder, name = posixpath.split(path)
         temporary = posixpath.join(folder, f"{TEMPORARY}{uuid.uuid4().hex}-{name}")
-        with self._explained():
+        with self.explained():
             if not self.remote:
                 final, partial = Path(self.root, path), Path(self.root, temporary)
                 final.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,8 @@ class Store:
                 yield file
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def explained(self) -> Iterator[None]:
+        """Turns the errors of a full or unwritable disk into DatasetErrors that say what to do."""
         try:
             yield
         except OSError as error:

@@ -43,9 +43,7 @@ class VideoCodec(Protocol):
         ...
 
 
-COLOUR = np.array(
-    ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312)), np.float32
-)
+COLOUR = np.array(((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312)), np.float32)
 """RGB to YCbCr, BT.601 at full range (JPEG's)."""
 
 LAP = 1.3

@@ -58,8 +58,10 @@ def curate(root: str, requests: Sequence[SourceRequest], options: CurateOptions)
     store = Store(root)
     register.check_listed(store, requests)
     prints = fingerprints(options.recipe)
-    _open(store, options, prints)
-    with locked(store), open_cluster(options.cluster) as client:
+    facts = _checked(store, options, prints)
+    with open_cluster(options.cluster) as client, locked(store):
+        if facts:
+            dataset.save(store, facts)
         if requests:
             register.register_sources(client, store, requests, options.retry_failed, options.quiet)
         known = read(store, SOURCES_TABLE, ["uri"])["uri"].to_pylist()
@@ -109,8 +111,8 @@ def _ids(store: Store, listed: set[str]) -> set[str]:
     return {row["source_id"] for row in rows if row["uri"] in asked and row["source_id"]}
 
 
-def _open(store: Store, options: CurateOptions, prints: dict[str, str]) -> None:
-    """Writes dataset.json of a new dataset, checks it of an old one."""
+def _checked(store: Store, options: CurateOptions, prints: dict[str, str]) -> Row | None:
+    """What dataset.json must hold, None where it does already. Raises DatasetError when this run does not fit."""
     found = dataset.facts(store)
     recipe = options.recipe
     if found is None:
@@ -123,8 +125,7 @@ def _open(store: Store, options: CurateOptions, prints: dict[str, str]) -> None:
         )
     models = {name: stage.revision() for name, stage in build_stages(recipe).items()}
     content = {"recipe": recipe.data(), "fingerprints": prints, "models": models, "software": _software()}
-    if found is None or any(found.get(key) != value for key, value in content.items()):
-        dataset.save(store, content)
+    return content if found is None or any(found.get(key) != value for key, value in content.items()) else None
 
 
 def _named(stages: set[str]) -> str:
@@ -150,11 +151,9 @@ def locked(store: Store) -> Iterator[None]:
         return
     path = store.local(".lock")
     with contextlib.ExitStack() as stack:
-        try:
+        with store.explained():
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
-        except OSError as error:
-            raise DatasetError(f"{store.root} cannot be written ({error.strerror}); choose another -o") from error
         stack.callback(os.close, handle)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

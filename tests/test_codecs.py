@@ -153,7 +153,13 @@ class TestVideo:
 
     @pytest.mark.parametrize(
         "frames",
-        [noise_video(8), noise_video(9, 48, 64), noise_video(9).astype(np.float32), noise_video(9)[..., :2], noise_video(0)],
+        [
+            noise_video(8),
+            noise_video(9, 48, 64),
+            noise_video(9).astype(np.float32),
+            noise_video(9)[..., :2],
+            noise_video(0),
+        ],
     )
     def test_other_frames_are_refused(self, frames: np.ndarray) -> None:
         with pytest.raises(ValueError, match="frames must be"):

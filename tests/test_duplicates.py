@@ -91,7 +91,9 @@ def talk(seed: int, seconds: float = 5.0, side: int = 256) -> np.ndarray:
     frames = []
     for i in range(round(seconds * 25)):
         x, y = (reach * np.sin(2 * np.pi * rates * i / 25 + phases)).sum(axis=1)
-        moved = cv2.warpAffine(room, np.array([[1, 0, x], [0, 1, y]], np.float32), (side, side), borderMode=cv2.BORDER_REFLECT)
+        moved = cv2.warpAffine(
+            room, np.array([[1, 0, x], [0, 1, y]], np.float32), (side, side), borderMode=cv2.BORDER_REFLECT
+        )
         frames.append((room * (1 - head) + moved * head).astype(np.uint8))
     return np.stack(frames)
 

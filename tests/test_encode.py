@@ -292,3 +292,11 @@ def test_a_talking_head_survives_the_whole_way(tmp_path: Path) -> None:
     alike = [np.corrcoef(np.roll(after, shift), before)[0, 1] for shift in range(-7, 8)]
     assert int(np.argmax(alike)) == 7 and max(alike) > 0.9
     assert WhisperBpe().decode(array(result, "text.npy")) == "Well, hello."
+
+
+def test_a_silent_face_is_not_moved_by_an_offset_that_is_chance(film: tuple[Path, np.ndarray]) -> None:
+    silent = STAGE.measure(opened(film[0], sync_offset_frames=-5, speech_share=0.0))
+    still = STAGE.measure(opened(film[0], sync_offset_frames=0))
+    assert silent.files["flac"] == still.files["flac"]
+    spoken = STAGE.measure(opened(film[0], sync_offset_frames=-5, speech_share=0.8))
+    assert spoken.files["flac"] != still.files["flac"]

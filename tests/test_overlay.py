@@ -160,9 +160,7 @@ def test_a_small_watermark_of_a_large_picture(tmp_path: Path) -> None:
 
 def test_captions_that_follow_each_other_in_one_place_are_each_a_text(tmp_path: Path) -> None:
     lines = ["so this is the first", "and that was not all"]
-    found = film(
-        tmp_path / "lines.mp4", lambda i, image: written(image, lines[i * 2 // (SECONDS * 25)], (90, 440), 32)
-    )
+    found = film(tmp_path / "lines.mp4", lambda i, image: written(image, lines[i * 2 // (SECONDS * 25)], (90, 440), 32))
     assert found.measures["overlay_text_count"] == 2
     first, second = found.evidence["texts"]  # type: ignore[index]
     assert first["end_s"] == pytest.approx(SECONDS / 2, abs=0.2)

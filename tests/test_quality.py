@@ -121,7 +121,9 @@ def test_the_stage_tells_a_good_face_from_damaged_ones(tmp_path: Path) -> None:
     blocks = measured(tmp_path / "blocks.mp4", cv2.resize(small, (512, 512), interpolation=cv2.INTER_NEAREST))
     assert set(good.measures) == set(measures_of("quality")) and good.measures["quality_score"] is None
     for damaged in (soft, blocks):
-        assert float(damaged.measures["quality_resolution"] or 0) < 0.6 * float(good.measures["quality_resolution"] or 0)
+        assert float(damaged.measures["quality_resolution"] or 0) < 0.6 * float(
+            good.measures["quality_resolution"] or 0
+        )
     assert float(soft.measures["quality_sharpness"] or 0) < 0.5 * float(good.measures["quality_sharpness"] or 0)
     assert float(soft.measures["quality_piqe"] or 0) > float(good.measures["quality_piqe"] or 0)
     assert len(json.loads(json.dumps(good.evidence))["per_frame"]) == 2
