@@ -39,7 +39,7 @@ types: install-dev
 	$(BIN)/mypy manifests models curation training inference pipelines
 
 test: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=12
 
 bench: install-dev
 	$(BIN)/python -m benchmarks.judge

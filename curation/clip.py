@@ -29,8 +29,8 @@ from models.clock import FPS
 
 MAX_SIDE = 640
 """Longer side, px, of the frames that stages share."""
-MAX_SAMPLE_SIDE = 1440
-"""Longer side, px, of the sampled frames: twenty of them a clip, so no more than text and flaws need."""
+MAX_SAMPLE_SIDE = 1920
+"""Longer side, px, of the sampled frames; more than 1080p shows no flaw better."""
 SAMPLE_EVERY = 25
 """A sampled frame a second, the first half a second in."""
 
@@ -40,7 +40,7 @@ class Frames:
     """The picture of a clip.
 
     small: [n, h, w, 3] uint8 BGR at 25 fps, longer side at most 640 px.
-    samples: {grid index in the clip: [H, W, 3] uint8 BGR}, one a second, full size (at most 1440 px).
+    samples: {grid index in the clip: [H, W, 3] uint8 BGR}, one a second, full size (at most 1920 px).
     """
 
     small: np.ndarray

@@ -53,7 +53,14 @@ class Bench:
         environment = {**os.environ, "PYTHONPATH": str(TESTS)}
         command = [sys.executable, "-m", "pipelines.cli", *self.arguments(out, *more)]
         return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,
+            # shells start background jobs, as CI may be one, with Ctrl-C ignored, and children inherit that
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def store(self, out: str = "ds") -> Store:
