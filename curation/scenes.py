@@ -117,7 +117,7 @@ def detect_cuts(
     progress: Callable[[float], None] | None = None,
 ) -> tuple[list[float], list[int]]:
     """(times of all decoded frames, s; indices of those that begin a new scene)."""
-    from scenedetect import FrameTimecode, StatsManager
+    from scenedetect import FrameTimecode
     from scenedetect.detectors import AdaptiveDetector
 
     rate = info.fps or float(FPS)
@@ -126,14 +126,14 @@ def detect_cuts(
         min_content_val=options.min_content,
         min_scene_len=max(1, round(options.min_scene_s * rate)),
     )
-    detector.stats_manager = StatsManager()
-    times: list[float] = []
     changes: list[float] = []
+    detector.stats_manager = _recorder(changes)
+    times: list[float] = []
     found: list[int] = []
     for time, image in low_resolution(uri, info, window):
         stamp = FrameTimecode(len(times), rate)
         found += [cut.frame_num for cut in detector.process_frame(stamp, image)]
-        changes.append(_change(detector.stats_manager, stamp))
+        changes += [0.0] * (len(times) + 1 - len(changes))  # the first frame differs from none
         times.append(time)
         if progress and len(times) % 250 == 0:
             progress(time)
@@ -143,9 +143,17 @@ def detect_cuts(
     return times, [cut for cut in sorted(set(found)) if stands_out(cut, times, changes, usual, options.threshold)]
 
 
-def _change(stats: Any, stamp: Any) -> float:
-    """How much the frame at `stamp` differs from the one before, as the detector measured it."""
-    return float(stats.get_metrics(stamp, ["content_val"])[0] or 0.0)
+def _recorder(changes: list[float]) -> Any:
+    """A stats manager that only appends how much each frame differs from the one before; the package's own keeps
+    a table of every component, which costs more than the detection."""
+    from scenedetect import StatsManager
+
+    class Recorder(StatsManager):
+        def set_metrics(self, timecode: Any, metric_kv_dict: Any) -> None:
+            if "content_val" in metric_kv_dict:
+                changes.append(float(metric_kv_dict["content_val"]))
+
+    return Recorder()
 
 
 def stands_out(cut: int, times: Sequence[float], changes: Sequence[float], usual: float, threshold: float) -> bool:

@@ -265,8 +265,10 @@ def _backends(column: pa.ChunkedArray) -> list[tuple[str | None, _MASK]]:
     encoded = column.combine_chunks()
     if not pa.types.is_dictionary(encoded.type):
         encoded = encoded.dictionary_encode()
-    codes = np.asarray(pc.fill_null(encoded.indices, -1))
     names = encoded.dictionary.to_pylist()
+    if len(names) == 1 and not encoded.null_count:
+        return [(names[0], np.ones(len(encoded), bool))]
+    codes = np.asarray(pc.fill_null(encoded.indices, -1))
     found = np.unique(codes)
     if len(found) == 1:
         return [(None if found[0] < 0 else names[found[0]], np.ones(len(codes), bool))]

@@ -154,7 +154,9 @@ def print_result(found: Row, as_json: bool) -> None:
             shards, length = packed["shards"], duration(packed["seconds"])
             console.print(f"{name} {split}: {packed['samples']} samples, {length}, in {shards} shards", highlight=False)
         if profile.get("kept_without_sample"):
-            console.print(f"{name}: {len(profile['kept_without_sample'])} kept clips have no sample (encode could not; its runs rows say why)")
+            console.print(
+                f"{name}: {len(profile['kept_without_sample'])} kept clips have no sample (encode could not; its runs rows say why)"
+            )
     for note in found.get("notes", ()):
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     console.print(f"dataset: {found['dataset']}", highlight=False, markup=False, soft_wrap=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -36,7 +37,7 @@ def judge(store: Store, profile: Profile) -> dict[str, int]:
     encoded = [name for name in wanted if name in categories]
     with store.writing(verdict_path(profile.name)) as file:
         writer: pq.ParquetWriter | None = None
-        for part in batches(store, CLIPS_TABLE, wanted, encoded):
+        for part in _ahead(batches(store, CLIPS_TABLE, wanted, encoded)):
             verdicts = judged(profile, part)
             for entry in pc.value_counts(verdicts["verdict"].combine_chunks().indices).to_pylist():
                 name = VERDICTS[entry["values"]]
@@ -48,6 +49,15 @@ def judge(store: Store, profile: Profile) -> dict[str, int]:
             writer = _writer(file, judged(profile, _no_clips(wanted)).schema)
         writer.close()
     return counts
+
+
+def _ahead(parts: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same parts, the next read while one is judged."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, parts, None)
+        while (part := coming.result()) is not None:
+            coming = reader.submit(next, parts, None)
+            yield part
 
 
 def judged(profile: Profile, clips: pa.Table) -> pa.Table:
