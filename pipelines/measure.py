@@ -223,14 +223,16 @@ def _evidence(store: Store, clips: Sequence[str]) -> dict[str, dict[str, Any]]:
     return out
 
 
-def tasks(found: Iterator[tuple[Row, float]], plan: Plan, size_s: float) -> Iterator[Row]:
-    """Inputs of `work.measure` of about `size_s` seconds of video each."""
+def tasks(found: Iterator[tuple[Row, float]], plan: Plan, total_s: float, workers: int) -> Iterator[Row]:
+    """Inputs of `work.measure`, of at most about a minute of video each and ever smaller towards the end, so that
+    the workers end together."""
     held: list[Row] = []
     seconds = 0.0
     for group, length in found:
         held.append(group)
         seconds += length
-        if seconds >= size_s or len(held) >= 64:
+        total_s -= length
+        if seconds >= min(GROUP_S, total_s / (4 * workers)) or len(held) >= 64:
             yield plan.task(held)
             held, seconds = [], 0.0
     if held:
@@ -243,9 +245,8 @@ def measure_clips(client: Any, store: Store, plan: Plan, todo: Pending, quiet: b
     Raises what a worker raised for the run as a whole: a full disk, a dataset that cannot be written.
     """
     workers = max(1, len(client.nthreads()))
-    size = min(GROUP_S, max(10.0, todo.seconds / (4 * workers)))
     with Committer(store) as commit, Bar("measure", todo.seconds, "s of video", quiet) as bar:
-        killed = _measure(client, commit, tasks(groups(store, todo), plan, size), bar)
+        killed = _measure(client, commit, tasks(groups(store, todo), plan, todo.seconds, workers), bar)
         for wave in zip_longest(*map(_singles, killed)):  # one clip of a group at a time: groups share a tar
             alone = [task for task in wave if task is not None]
             for task in _measure(client, commit, iter(alone), bar):
