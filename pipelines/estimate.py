@@ -12,7 +12,7 @@ from pipelines.progress import Bar
 from pipelines.sources import SourceRequest
 
 CORE_SECONDS = {"bundled": 0.9}
-"""Core-seconds of work a second of video, all of it kept, as benchmarks/curate.py measured (see the README)."""
+"""Core-seconds of work a second of video, as benchmarks/curate.py measured on a mixture of good and bad sources."""
 UNKNOWN_CORE_SECONDS = 2.0
 BYTES_PER_SECOND = 110_000
 """Of an encoded sample at 256 x 256: latents, tokens, sound. Stored once in samples/, once a profile in shards/."""

@@ -276,6 +276,7 @@ class TestText:
             TEXT.decode(np.array([TEXT.codes]))
 
     def test_whisper_itself_is_not_imported(self) -> None:
-        code = "import sys; from models.text_codec import WhisperBpe; WhisperBpe().encode('a'); "
-        code += "assert not {'whisper', 'torch', 'numba'} & set(sys.modules), 'heavy'"
-        subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+        code = "import sys; from models.text_codec import WhisperBpe; WhisperBpe().encode('a'); print(*sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True)
+        loaded = set(done.stdout.split())
+        assert "models.text_codec" in loaded and not {"whisper", "torch", "numba"} & loaded

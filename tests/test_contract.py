@@ -26,7 +26,6 @@ from curation.clip import Clip, Frames, decode_clip
 from curation.media import probe
 from curation.registry import BACKENDS, build_stage
 from curation.stage import Result, Stage, Unmeasured, fingerprint
-from manifests.errors import ModelError
 from manifests.records import CLIP_STAGES, MEASURES, clip_id, measures_of
 from models.clock import FPS, STORED_RATE
 from pipelines.recipe import build_stages, load_recipe
@@ -111,13 +110,8 @@ class Gallery:
         return self._found[kind, name]
 
     def measured(self, kind: str, stage: Stage) -> Result:
-        """Raises Unmeasured; skips where a backend that is not bundled lacks its weights."""
-        try:
-            return stage.measure(self.clip(kind, stage))
-        except ModelError as error:
-            if stage == bundled()[stage.name]:
-                raise
-            pytest.skip(str(error))
+        """Raises Unmeasured."""
+        return stage.measure(self.clip(kind, stage))
 
 
 @pytest.fixture(scope="session")

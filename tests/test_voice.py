@@ -72,7 +72,7 @@ def test_speech_is_found_where_it_stands_and_under_noise() -> None:
 
 
 def test_probabilities_are_those_of_the_package() -> None:
-    torch = pytest.importorskip("torch")
+    import torch
     from silero_vad import load_silero_vad
 
     sound = speech(NAMES[0], RATE)[: 5 * RATE + 100]
