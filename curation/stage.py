@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from curation.clip import Clip
+from models.lock import identity
 
 Scalar = bool | int | float | str | None
 
@@ -64,13 +65,21 @@ class Stage(ABC):
         """The product again, from stored evidence, when only a later stage must run."""
         return self.measure(clip).product
 
+    def weights(self) -> tuple[str, ...]:
+        """Models of `models.weights.catalogue` that it runs; their licences are shown and recorded."""
+        return ()
+
     def revision(self) -> str:
-        """Identity of the model behind the backend: package and version, or a hash of weights."""
-        return ""
+        """Identity of the model behind the backend: package and version, or hashes of weights.
+
+        Raises ModelError when weights are missing, so that a run refuses before it starts.
+        """
+        return identity(self.weights())
 
     def params(self) -> dict[str, Any]:
-        """Measurement parameters, as they enter the fingerprint."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        """Measurement parameters, as they enter the fingerprint: all fields but `device`, for where a model runs
+        is not what it measures."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "device"}  # type: ignore[arg-type]
 
 
 def fingerprint(stage: Stage, upstream: Mapping[str, str]) -> str:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import ModelError
+from models.device import onnx_providers
 
 
-def open_session(path: Path, *, threads: int = 1) -> Any:
-    """An `onnxruntime.InferenceSession` on CPU with `threads` threads (a worker owns one core).
+def open_session(path: Path, *, threads: int = 1, device: str = "cpu") -> Any:
+    """An `onnxruntime.InferenceSession` on `device` with `threads` threads (a worker owns one core).
 
-    Raises ModelError when the file is missing or is not a model.
+    Raises ModelError when the file is missing or is not a model, and where the session would run on another
+    device than asked for (the library would only warn).
     """
     import onnxruntime
 
@@ -21,10 +23,14 @@ def open_session(path: Path, *, threads: int = 1) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    providers = onnx_providers(device)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:
         raise ModelError(f"{path} is not a readable ONNX model ({error}); fetch it again") from error
+    if session.get_providers()[0] != providers[0][0]:
+        raise ModelError(f"{path} cannot run on {device!r} (CUDA did not start); set device = 'auto' or 'cpu'")
+    return session
 
 
 def package_file(package: str, *parts: str) -> Path:
