@@ -11,6 +11,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ class Rule:
     """One bound on one measure.
 
     bounds: by backend; the key "" stands for a bound that holds whatever measured (geometry, offsets).
-    blind: backends that cannot measure it at all: there it is no rule.
+    blind: backends that cannot measure it at all, `*` for any letters: there it is no rule.
     source: where the bound comes from ("the paper, A.1").
     """
 
@@ -75,7 +76,7 @@ class Rule:
 
     def applies(self, backend: str | None) -> bool:
         """False where the backend cannot measure this at all."""
-        return backend is None or backend not in self.blind
+        return backend is None or not any(fnmatchcase(backend, one) for one in self.blind)
 
     def passes(self, value: Any, backend: str | None) -> bool | None:
         """True or False; None when there is no value."""
@@ -329,11 +330,12 @@ def blind_rules(profile: Profile, backends: Mapping[str, str]) -> list[tuple[Rul
 def check_bounds(profile: Profile, backends: Mapping[str, str], known: Mapping[str, Collection[str]]) -> None:
     """Raises UsageError when a rule has no bound for the backend of its stage, or one for a backend that is none.
 
-    backends: the recipe's, by stage; known: every backend that exists, by stage.
+    backends: the recipe's, by stage; known: every backend that exists, by stage. A backend that runs one of many
+    models is called BACKEND-MODEL ("pyiqa-hyperiqa").
     """
     for rule in profile.rules:
         for name in (*rule.bounds, *rule.blind):
-            if name and rule.stage and name not in known.get(rule.stage, ()):
+            if name and rule.stage and not {name, name.partition("-")[0]} & set(known.get(rule.stage, ())):
                 raise UsageError(
                     f"profile {profile.name!r}, rule {rule.name!r}: no backend {name!r} for stage {rule.stage!r}; "
                     f"choose from {', '.join(sorted(known.get(rule.stage, ())))}"

@@ -46,6 +46,11 @@ def onnx_providers(device: str) -> list[tuple[str, dict[str, str]]]:
     return [("CUDAExecutionProvider", {"device_id": str(index)}), cpu]
 
 
+def check_device(device: str) -> None:
+    """Raises UsageError unless `device` is a word that the others here take, whether or not it is there."""
+    _parsed(device)
+
+
 def _parsed(device: str) -> tuple[str, int]:
     """("cpu" | "cuda" | "auto", index)."""
     kind, _, index = device.partition(":")

@@ -52,7 +52,8 @@ def _curate_arguments(sub: argparse.ArgumentParser) -> None:
         "sources", nargs="*", metavar="SOURCE", help="files, folders, globs, lists (.txt .csv .jsonl .parquet), URLs"
     )
     sub.add_argument("-o", "--output", required=True, help="dataset folder or fsspec URL; resumes what is there")
-    sub.add_argument("--recipe", help="bundled or a TOML file (default: the dataset's, else bundled)")
+    sub.add_argument("--recipe", help="bundled, paper or a TOML file (default: the dataset's, else bundled)")
+    sub.add_argument("--device", help="where the models run: cpu, cuda, cuda:N or auto (default: the recipe's)")
     sub.add_argument(
         "--profile", default=PROFILES, help=f"profiles by name or file, comma-separated (default: {PROFILES})"
     )
@@ -122,6 +123,7 @@ def _curate(options: argparse.Namespace) -> int:
     known = dataset.facts(store)
     stored = stored_recipe(known, store.root) if known else None
     recipe = stored if stored and not options.recipe else load_recipe(options.recipe or "bundled")
+    recipe = recipe.on(options.device) if options.device else recipe
     profiles = load_profiles(options.profile, recipe)
     requests = list_sources(options.sources).sources[: options.limit] if options.sources else []
     check_sources(requests, store)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,35 @@ from curation.stage import Stage, fingerprint
 from manifests.errors import DatasetError, UsageError
 from manifests.records import CLIP_STAGES
 from manifests.verdicts import Profile, check_bounds, parse_profile
+from models.device import check_device
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What measures. stages: {stage: {"backend": name, parameter: value}}; plain data, so it travels."""
+    """What measures. stages: {stage: {"backend": name, parameter: value}}; plain data, so it travels.
+
+    device: where models run that are not bound to the CPU: "cpu", "cuda", "cuda:N", or "auto", which alone may
+    choose. A stage may name another. It changes no fingerprint.
+    """
 
     name: str
     scenes: Mapping[str, Any] = field(default_factory=dict)
     stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    device: str = "cpu"
 
     def data(self) -> dict[str, Any]:
         """As stored in dataset.json and sent to workers."""
-        return {"name": self.name, "scenes": dict(self.scenes), "stages": {k: dict(v) for k, v in self.stages.items()}}
+        stages = {name: dict(body) for name, body in self.stages.items()}
+        return {"name": self.name, "scenes": dict(self.scenes), "stages": stages, "device": self.device}
+
+    def on(self, device: str) -> Recipe:
+        """This recipe with every model on `device`. Raises UsageError where no stage could run elsewhere."""
+        if not any(hasattr(stage, "device") for stage in build_stages(self).values()):
+            raise UsageError(f"recipe {self.name!r} has no model that runs on a device of choice; leave --device out")
+        stages = {name: {k: v for k, v in body.items() if k != "device"} for name, body in self.stages.items()}
+        moved = replace(self, stages=stages, device=device)
+        build_stages(moved)
+        return moved
 
     @property
     def backends(self) -> dict[str, str]:
@@ -53,14 +69,16 @@ class Recipe:
 def load_recipe(name: str) -> Recipe:
     """A shipped recipe by name or a TOML file by path. Raises UsageError."""
     content, origin = _load(name, "recipe", "")
-    unknown = set(content) - {"name", "about", "scenes", "stages"}
+    unknown = set(content) - {"name", "about", "scenes", "stages", "device"}
     if unknown:
-        raise UsageError(f"{origin}: unknown key {sorted(unknown)[0]!r}; known: name, about, scenes, stages")
+        raise UsageError(f"{origin}: unknown key {sorted(unknown)[0]!r}; known: name, about, device, scenes, stages")
     if not isinstance(content.get("name"), str) or not isinstance(content.get("stages"), dict):
         raise UsageError(f"{origin}: a recipe needs a name and [stages.NAME] tables")
     if not isinstance(content.get("scenes", {}), dict):
         raise UsageError(f"{origin}: scenes must be a table; write [scenes]")
-    recipe = Recipe(content["name"], content.get("scenes", {}), content["stages"])
+    if not isinstance(content.get("device", ""), str):
+        raise UsageError(f"{origin}: device must be text: auto, cpu, cuda or cuda:N")
+    recipe = Recipe(content["name"], content.get("scenes", {}), content["stages"], content.get("device", "cpu"))
     for stage, body in recipe.stages.items():
         if not isinstance(body, dict) or not isinstance(body.get("backend"), str):
             raise UsageError(f"{origin}: [stages.{stage}] needs a backend, by name")
@@ -79,7 +97,7 @@ def stored_recipe(facts: Mapping[str, Any], root: str) -> Recipe:
     body, prints = facts.get("recipe"), facts.get("fingerprints")
     if not isinstance(body, dict) or not isinstance(prints, dict) or set(CLIP_STAGES) - set(body.get("stages", {})):
         raise DatasetError(f"{root}: dataset.json is damaged (no recipe); restore it or choose another folder")
-    recipe = Recipe(body.get("name", ""), body.get("scenes", {}), body["stages"])
+    recipe = Recipe(body.get("name", ""), body.get("scenes", {}), body["stages"], body.get("device", "cpu"))
     build_stages(recipe)
     return recipe
 
@@ -127,8 +145,13 @@ def build_stages(recipe: Recipe) -> dict[str, Stage]:
     for name in CLIP_STAGES:
         body = dict(recipe.stages[name])
         backend = body.pop("backend")
-        out[name] = build_stage(name, backend, body)
-        _check_types(out[name], f"recipe {recipe.name!r}: [stages.{name}]")
+        stage = build_stage(name, backend, body)
+        if hasattr(stage, "device") and "device" not in body:
+            stage = replace(stage, device=recipe.device)  # type: ignore[type-var]
+        _check_types(stage, f"recipe {recipe.name!r}: [stages.{name}]")
+        if hasattr(stage, "device"):
+            check_device(stage.device)
+        out[name] = stage
     return out
 
 
