@@ -13,7 +13,10 @@ from manifests.records import CLIP_STAGES
 
 BACKENDS: dict[str, dict[str, str]] = {
     "speech": {"silero": "curation.speech:SileroSpeech"},
-    "speakers": {"centerface": "curation.speakers:CenterFaceSpeakers"},
+    "speakers": {
+        "centerface": "curation.speakers:CenterFaceSpeakers",
+        "yolox-insightface": "curation.people:PeopleSpeakers",
+    },
     "sync": {"correlation": "curation.sync:CorrelationSync"},
     "quality": {"piqe": "curation.quality:FaceCropQuality"},
     "duplicates": {"dct3": "curation.duplicates:PerceptualHash"},
@@ -21,6 +24,7 @@ BACKENDS: dict[str, dict[str, str]] = {
     "denoise": {"noisereduce": "curation.denoise:SpectralGate"},
     "transcribe": {"pocketsphinx": "curation.transcribe:PocketSphinxTranscribe"},
     "encode": {"bundled": "curation.encode:BundledEncode"},
+    "preview": {"h264": "curation.preview:H264Preview"},
 }
 
 

@@ -10,17 +10,19 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the dataset folder's layout."""
 
 STAGES = (
     "scenes", "speech", "speakers", "sync", "quality", "duplicates", "overlay", "denoise", "transcribe", "encode",
+    "preview",
 )  # fmt: skip
-"""The funnel, in the order in which a clip passes it (the paper, A.1)."""
+"""The funnel, in the order in which a clip passes it (the paper, A.1), and what people look at it by."""
 CLIP_STAGES = STAGES[1:]
 """Stages that measure a clip; `scenes` measures a source."""
-ALWAYS_MEASURED = ("speech", "speakers", "sync", "quality", "duplicates")
-"""Cheap enough to measure in every clip; the rest is skipped once a clip fails every requested profile."""
+ALWAYS_MEASURED = ("speech", "speakers", "sync", "quality", "duplicates", "preview")
+"""Cheap enough for every clip, and rejected ones are looked at too; the rest is skipped once a clip fails every
+requested profile."""
 
 STATUSES = ("ok", "unmeasured", "skipped", "failed")
 """What a stage run can end as: unmeasured = the method cannot know; skipped = the clip failed already."""
@@ -154,6 +156,11 @@ MEASURES: tuple[Column, ...] = (
         ("sample_chunks", "int32", "k: the sample has 8k+1 frames and 4k speech tokens"),
         ("sample_text_tokens", "int32", "text tokens"),
         ("sample_bytes", "int64", "bytes of its members"),
+    ),
+    *_columns(
+        "preview",
+        ("preview_tar", "string", "file under previews/ that holds the clip's film (mp4) and film strip (jpg)"),
+        ("preview_bytes", "int64", "bytes of both"),
     ),
 )
 """Every measure. All backends of a stage fill the same columns, null for what they do not measure."""

@@ -52,10 +52,10 @@ def read_tar(file: IO[bytes]) -> Iterator[tuple[str, dict[str, bytes]]]:
         yield key, members
 
 
-def load_samples(store: Store, tar: str) -> dict[str, dict[str, bytes]]:
-    """Every sample of samples/`tar`, none when the file is not there."""
+def load_samples(store: Store, tar: str, folder: str = "samples") -> dict[str, dict[str, bytes]]:
+    """Every sample of `folder`/`tar`, none when the file is not there."""
     try:
-        with store.open(f"samples/{tar}") as file:
+        with store.open(f"{folder}/{tar}") as file:
             return dict(read_tar(file))
     except FileNotFoundError:
         return {}

@@ -16,6 +16,8 @@ CORE_SECONDS = {"bundled": 0.9}
 UNKNOWN_CORE_SECONDS = 2.0
 BYTES_PER_SECOND = 110_000
 """Of an encoded sample at 256 x 256: latents, tokens, sound. Stored once in samples/, once a profile in shards/."""
+PREVIEW_BYTES_PER_SECOND = 30_000
+"""Of a preview of 360 px, every clip's."""
 
 
 def estimate(
@@ -40,5 +42,5 @@ def estimate(
         "video_hours": seconds / 3600,
         "workers": workers,
         "expected_work_hours": work / 3600,
-        "expected_disk_bytes": round(seconds * BYTES_PER_SECOND * (1 + profiles)),
+        "expected_disk_bytes": round(seconds * (BYTES_PER_SECOND * (1 + profiles) + PREVIEW_BYTES_PER_SECOND)),
     }

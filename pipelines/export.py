@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import IO, Any
 
+from manifests.decisions import overrides
 from manifests.records import CLIP_STAGES, MEASURES
 from manifests.store import Store
 from manifests.tables import CLIPS_TABLE, SOURCES_TABLE, read
@@ -39,10 +40,10 @@ def export_rows(store: Store, profile: Profile) -> Iterator[Row]:
             "cuts": row["cuts"] or [],
             **facts,
         }
-    clips = read(store, CLIPS_TABLE)
+    clips, decided = read(store, CLIPS_TABLE), overrides(store, profile.name)
     for start in range(0, len(clips), 8192):
         part = clips.slice(start, 8192)
-        pairs = zip(part.to_pylist(), judge.judged(profile, part).to_pylist(), strict=True)
+        pairs = zip(part.to_pylist(), judge.judged(profile, part, decided).to_pylist(), strict=True)
         yield from (_clip(clip, verdict) for clip, verdict in pairs)
 
 

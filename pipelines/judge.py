@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from manifests.decisions import overrides
 from manifests.records import CLIPS
 from manifests.store import Store
 from manifests.tables import CLIPS_TABLE, batches
@@ -29,19 +30,24 @@ def verdict_path(profile: str) -> str:
 def judge(store: Store, profile: Profile) -> dict[str, int]:
     """Writes verdicts/PROFILE.parquet, a row a clip in the order of the clips table; clips by verdict.
 
-    Raises UsageError when a rule has no bound for the backend that measured.
+    What people decided stands beside it, as `override`; the counts are of what results. Raises UsageError when a
+    rule has no bound for the backend that measured.
     """
     counts: dict[str, int] = {}
+    decided = overrides(store, profile.name)
     categories = [c.name for c in CLIPS if c.kind in ("category",)]
     wanted = profile.columns()
     encoded = [name for name in wanted if name in categories]
     with store.writing(verdict_path(profile.name)) as file:
         writer: pq.ParquetWriter | None = None
         for part in _ahead(batches(store, CLIPS_TABLE, wanted, encoded)):
-            verdicts = judged(profile, part)
+            verdicts = judged(profile, part, decided)
             for entry in pc.value_counts(verdicts["verdict"].combine_chunks().indices).to_pylist():
                 name = VERDICTS[entry["values"]]
                 counts[name] = counts.get(name, 0) + entry["counts"]
+            for row in verdicts.filter(pc.is_valid(verdicts["override"])).to_pylist() if decided else ():
+                counts[row["verdict"]] -= 1
+                counts[row["override"]] = counts.get(row["override"], 0) + 1
             if writer is None:
                 writer = _writer(file, verdicts.schema)
             writer.write_table(verdicts)
@@ -60,9 +66,18 @@ def _ahead(parts: Iterator[pa.Table]) -> Iterator[pa.Table]:
             yield part
 
 
-def judged(profile: Profile, clips: pa.Table) -> pa.Table:
-    """Verdicts of `clips` as the verdict file holds them: clip_id, verdict, failing, unmet, override."""
-    return judge_table(profile, clips).append_column(OVERRIDE, pa.nulls(len(clips), pa.string()))
+def judged(profile: Profile, clips: pa.Table, decided: Mapping[str, str] | None = None) -> pa.Table:
+    """Verdicts of `clips` as the verdict file holds them: clip_id, verdict, failing, unmet, override.
+
+    decided: {clip id: what people decided}.
+    """
+    override: pa.Array = pa.nulls(len(clips), pa.string())
+    if decided:
+        keys = pa.array(list(decided), pa.string())
+        override = pa.array(list(decided.values()), pa.string()).take(
+            pc.index_in(clips["clip_id"].combine_chunks(), keys)
+        )
+    return judge_table(profile, clips).append_column(OVERRIDE, override)
 
 
 def _writer(file: Any, schema: pa.Schema) -> pq.ParquetWriter:

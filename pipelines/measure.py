@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from distributed import KilledWorker
 
+from manifests.decisions import read_decisions, standing
 from manifests.records import ALWAYS_MEASURED, CLIP_STAGES
 from manifests.store import Store
 from manifests.tables import CLIPS_TABLE, RUNS_TABLE, SAMPLES_TABLE, SOURCES_TABLE, read
-from manifests.verdicts import REJECT, Profile, judge_table
+from manifests.verdicts import KEEP, REJECT, Profile, judge_table
 from pipelines import work
 from pipelines.cluster import KILLS, run_bounded
 from pipelines.commit import Committer
@@ -52,11 +53,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Pending:
-    """Clips with something to measure. rows: places in the clips table; wanted: stages of each, by place."""
+    """Clips with something to measure. rows: places in the clips table; wanted: stages of each, by place; kept: ids
+    of clips that people keep whatever the rules say, so that nothing of theirs is skipped."""
 
     clips: pa.Table
     rows: np.ndarray
     wanted: Mapping[int, frozenset[str]]
+    kept: frozenset[str] = frozenset()
 
     @property
     def seconds(self) -> float:
@@ -86,16 +89,24 @@ def pending(
     current = pc.is_in(keys, pa.array([f"{stage} {fingerprints[stage]}" for stage in CLIP_STAGES]))
     if retry_failed:
         current = pc.and_(current, pc.not_equal(runs["status"].cast(pa.string()), "failed"))
-    done = _held(runs.filter(current).select(["clip_id", "stage"]), clips, stored_samples(store))
+    done = _held(runs.filter(current).select(["clip_id", "stage"]), clips, store)
     counted = done.group_by("clip_id").aggregate([("stage", "count")])
     complete = counted.filter(pc.equal(counted["stage_count"], len(CLIP_STAGES)))["clip_id"]
     lacking = ~np.asarray(pc.is_in(clips["clip_id"], complete.combine_chunks()))
-    unskip = needless_skips(clips, profiles, exhaustive)
+    kept = kept_by_people(store, profiles)
+    unskip = needless_skips(clips, profiles, exhaustive, kept)
     asked = np.ones(len(clips), bool)
     if sources is not None:
         asked = np.asarray(pc.is_in(clips["source_id"], pa.array(sorted(sources), pa.string())))
     rows = np.flatnonzero((lacking | unskip) & asked)
-    return Pending(clips, rows, _wanted(clips, rows, done, unskip))
+    return Pending(clips, rows, _wanted(clips, rows, done, unskip), kept)
+
+
+def kept_by_people(store: Store, profiles: Sequence[Profile]) -> frozenset[str]:
+    """Ids of the clips that people keep under any of `profiles`."""
+    decided = read_decisions(store)
+    found = (standing(decided, profile.name).values() for profile in profiles)
+    return frozenset(decision.clip_id for some in found for decision in some if decision.choice == KEEP)
 
 
 def stored_samples(store: Store) -> pa.Array:
@@ -105,14 +116,18 @@ def stored_samples(store: Store) -> pa.Array:
     return rows.filter(there)["sample_id"].combine_chunks()
 
 
-def _held(done: pa.Table, clips: pa.Table, samples: pa.Array) -> pa.Table:
+def _held(done: pa.Table, clips: pa.Table, store: Store) -> pa.Table:
     """The runs whose findings are there: not those of a clip whose row was lost and listed again, nor the
-    encoding of a sample that was lost."""
+    making of a sample or a preview that was lost."""
+    kept = {
+        "encode": pc.is_in(clips["clip_id"], stored_samples(store)),
+        "preview": pc.is_in(clips["preview_tar"], pa.array(store.names("previews"), pa.string())),
+    }
     for stage in CLIP_STAGES:
         lost = pc.is_null(clips[f"{stage}_status"])
-        if stage == "encode":
-            encoded = pc.fill_null(pc.equal(clips["encode_status"], "ok"), False)
-            lost = pc.or_(lost, pc.and_(encoded, pc.invert(pc.is_in(clips["clip_id"], samples))))
+        if stage in kept:
+            made = pc.fill_null(pc.equal(clips[f"{stage}_status"], "ok"), False)
+            lost = pc.or_(lost, pc.and_(made, pc.invert(kept[stage])))
         keys = clips.filter(lost)["clip_id"]
         if len(keys):
             of_stage = pc.equal(done["stage"].cast(pa.string()), stage)
@@ -138,15 +153,18 @@ def _wanted(clips: pa.Table, rows: np.ndarray, done: pa.Table, unskip: np.ndarra
     return out
 
 
-def needless_skips(clips: pa.Table, profiles: Sequence[Profile], exhaustive: bool) -> np.ndarray:
-    """[n] bool: a stage of the clip was skipped, but some profile no longer rejects it by then."""
+def needless_skips(
+    clips: pa.Table, profiles: Sequence[Profile], exhaustive: bool, kept: frozenset[str] = frozenset()
+) -> np.ndarray:
+    """[n] bool: a stage of the clip was skipped, but some profile no longer rejects it by then, or it is in `kept`."""
     out = np.zeros(len(clips), bool)
+    held = np.asarray(pc.is_in(clips["clip_id"], pa.array(sorted(kept), pa.string())))
     for place, stage in enumerate(CLIP_STAGES):
         if stage not in SKIPPABLE or not len(clips):
             continue
         skipped = np.asarray(pc.fill_null(pc.equal(clips[f"{stage}_status"], "skipped"), False))
         if skipped.any():
-            out |= skipped & ~(_rejected(clips, profiles, CLIP_STAGES[:place]) & (not exhaustive))
+            out |= skipped & ~(_rejected(clips, profiles, CLIP_STAGES[:place]) & ~held & (not exhaustive))
     return out
 
 
@@ -206,7 +224,9 @@ def _groups(
             source = sources.slice(place_of[clip["source_id"]], 1).to_pylist()[0]
             group, seconds = {"source": {**source, "cuts": None}, "tar": tars[row], "clips": []}, 0.0
         wanted = sorted(todo.wanted[int(row)])
-        group["clips"].append({"row": clip, "stages": wanted, "evidence": evidence.get(clip["clip_id"], {})})
+        known = evidence.get(clip["clip_id"], {})
+        order = {"row": clip, "stages": wanted, "evidence": known, "kept": clip["clip_id"] in todo.kept}
+        group["clips"].append(order)
         seconds += clip["duration_s"]
     if group is not None:
         yield group, seconds

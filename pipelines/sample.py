@@ -12,12 +12,12 @@ from fractions import Fraction
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import av
 import cv2
 import numpy as np
 
+from curation.film import Coding, write_film
 from manifests.errors import UsageError
 from models.clock import FPS, STORED_RATE
 from pipelines.puppet import talking_head
@@ -143,46 +143,9 @@ def write_video(
     path = Path(path)
     if path.suffix not in CODECS:
         raise UsageError(f"cannot write {path.name!r}; the extension must be one of {', '.join(CODECS)}")
-    with av.open(str(path), "w") as container:
-        video_codec, audio_codec = CODECS[path.suffix]
-        video: Any = container.add_stream(video_codec, rate=fps, options=SPEED[video_codec])
-        video.pix_fmt, video.thread_count, video.thread_type = "yuv420p", 1, "NONE"
-        sound = None if samples is None else _Sound(container, audio_codec, samples, rate)
-        for index, image in enumerate(frames):
-            if not index:
-                video.height, video.width = image.shape[:2]
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame.pts, frame.time_base = index, 1 / Fraction(fps)
-            container.mux(video.encode(frame))
-            if sound:
-                sound.send(until_s=float((index + 1) / fps))
-        if sound:
-            sound.finish()
-        container.mux(video.encode(None))
+    video, audio = CODECS[path.suffix]
+    write_film(path, frames, samples, rate, Coding(video, audio, options=SPEED[video]), fps=fps)
     return path
-
-
-class _Sound:
-    """The audio stream of a file being written; sent along with the picture, so that they interleave."""
-
-    def __init__(self, container: Any, codec: str, samples: np.ndarray, rate: int) -> None:
-        self._container, self._samples, self._rate, self._sent = container, samples, rate, 0
-        opus = codec == "libopus"  # knows no 22,050 Hz
-        self._stream = container.add_stream(codec, rate=48_000 if opus else rate, layout="mono", bit_rate=96_000)
-
-    def send(self, until_s: float) -> None:
-        first, last = self._sent, min(len(self._samples), round(until_s * self._rate))
-        if last <= first:
-            return
-        block = np.ascontiguousarray(self._samples[None, first:last], np.float32)
-        frame = av.AudioFrame.from_ndarray(block, format="flt", layout="mono")
-        frame.sample_rate, frame.pts, frame.time_base = self._rate, first, Fraction(1, self._rate)
-        self._container.mux(self._stream.encode(frame))
-        self._sent = last
-
-    def finish(self) -> None:
-        self.send(len(self._samples) / self._rate)
-        self._container.mux(self._stream.encode(None))
 
 
 _WARM, _COOL = (1.06, 0.98, 0.86), (0.87, 0.96, 1.06)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from manifests.errors import DatasetError
 from manifests.records import CLIP_STAGES
-from manifests.samples import Sample, load_samples, read_tar, sample_digest
+from manifests.samples import Sample, load_samples, read_tar, sample_bytes, sample_digest
 from manifests.shards import INDEX, read_index
 from manifests.store import Store
 from manifests.tables import CLIPS_TABLE, RUNS_TABLE, SAMPLES_TABLE, SOURCES_TABLE, TABLES, read
@@ -38,6 +38,7 @@ def verify(store: Store, quiet: bool = False) -> list[str]:
     profiles = sorted(name.removesuffix(".parquet") for name in store.names("verdicts"))
     with Bar("verify", len(tars) + len(profiles), "files", quiet) as bar:
         faults += _samples(store, bar)
+        faults += _previews(store)
         for profile in profiles:
             faults += _profile(store, profile)
             bar.add(1)
@@ -98,6 +99,24 @@ def _samples(store: Store, bar: Bar) -> Iterator[str]:
     clips = read(store, CLIPS_TABLE, ["clip_id", "encode_status"]).to_pylist()
     lost = (c["clip_id"] for c in clips if c["encode_status"] == "ok" and c["clip_id"] not in keys)
     yield from _limited("encoded clip without a sample", lost)
+
+
+def _previews(store: Store) -> Iterator[str]:
+    """Faults of previews/: every clip that says it has one against its tar."""
+    rows = read(store, CLIPS_TABLE, ["clip_id", "preview_tar", "preview_bytes"]).to_pylist()
+    by_tar: dict[str, dict[str, int]] = {}
+    for row in rows:
+        if row["preview_tar"]:
+            by_tar.setdefault(row["preview_tar"], {})[row["clip_id"]] = row["preview_bytes"]
+    again = "delete the file and run curate again"
+    for tar, listed in sorted(by_tar.items()):
+        try:
+            there = load_samples(store, tar, "previews")
+        except DatasetError as error:
+            yield f"previews/{tar}: {error}; {again}"
+            continue
+        wrong = (key for key, size in listed.items() if sample_bytes(there.get(key, {})) != size)
+        yield from _limited(f"previews/{tar}: preview lost or changed; {again}", wrong)
 
 
 def _sample(where: str, row: Mapping[str, Any], sample: Sample | None) -> Iterator[str]:

@@ -17,12 +17,14 @@ from curation.scenes import SceneOptions, find_scenes
 from curation.stage import Result, Stage, Unmeasured
 from manifests.errors import SourceError, one_line
 from manifests.records import ALWAYS_MEASURED, CLIP_STAGES, clip_id, file_digest, source_id
-from manifests.samples import load_samples, sample_bytes, sample_digest, write_tar
+from manifests.samples import Sample, load_samples, sample_bytes, sample_digest, write_tar
 from manifests.store import Store
 from manifests.verdicts import REJECT, Profile, judge_row, parse_profile
 from pipelines.recipe import stages_of
 
 READ_BYTES = 1 << 22
+FOLDERS = {"encode": "samples", "preview": "previews"}
+"""Where the files of a stage go, in tars of one group of clips each."""
 Row = dict[str, Any]
 
 
@@ -109,31 +111,32 @@ def measure(task: Mapping[str, Any]) -> dict[str, list[Row]]:
     """Measures and encodes groups of clips, a group a source. Returns rows of clips, runs and samples.
 
     task: {"root", "recipe" (JSON), "fingerprints", "profiles" (TOML content), "exhaustive",
-    "groups": [{"source": row, "tar": name, "clips": [{"row", "stages", "evidence"}]}]}.
+    "groups": [{"source": row, "tar": name, "clips": [{"row", "stages", "evidence", "kept"}]}]}.
     """
     stages = stages_of(task["recipe"])
     profiles = [parse_profile(content, "profile") for content in task["profiles"]]
     out: dict[str, list[Row]] = {"clips": [], "runs": [], "samples": []}
     for group in task["groups"]:
         source = group["source"]
-        encoded: dict[str, dict[str, bytes]] = {}
+        made: dict[str, dict[str, Sample]] = {stage: {} for stage in FOLDERS}
         with SpanDecoder(source["path"], media_info(source)) as decoder:
             for order in group["clips"]:
                 clip = _clip(source, order, stages, decoder)
-                gate = () if task["exhaustive"] else profiles
+                gate = () if task["exhaustive"] or order["kept"] else profiles
                 runs, files = measure_clip(clip, stages, order["stages"], gate, task["fingerprints"])
-                if files:
-                    encoded[clip.clip_id] = files
-                    clip.row["sample_tar"] = group["tar"]
+                for stage, members in files.items():
+                    made[stage][clip.clip_id] = members
+                    clip.row[f"{FOLDERS[stage].removesuffix('s')}_tar"] = group["tar"]
                 out["clips"].append(clip.row)
                 out["runs"] += runs
                 del clip  # its frames, before the next clip's are decoded
-        if encoded:
-            store_samples(Store(task["root"]), group["tar"], encoded)
-            out["samples"] += [
-                sample_row(key, source["source_id"], [key], group["tar"], files, task["fingerprints"]["encode"])
-                for key, files in encoded.items()
-            ]
+        for stage, by_clip in made.items():
+            if by_clip:
+                store_samples(Store(task["root"]), FOLDERS[stage], group["tar"], by_clip)
+        out["samples"] += [
+            sample_row(key, source["source_id"], [key], group["tar"], sample, task["fingerprints"]["encode"])
+            for key, sample in made["encode"].items()
+        ]
     return out
 
 
@@ -160,14 +163,14 @@ def measure_clip(
     wanted: Collection[str],
     profiles: Sequence[Profile],
     prints: Mapping[str, str],
-) -> tuple[list[Row], dict[str, bytes]]:
-    """Runs the stages in `wanted` in funnel order; (run rows, members of the sample when it was encoded).
+) -> tuple[list[Row], dict[str, Sample]]:
+    """Runs the stages in `wanted` in funnel order; (run rows, what stages of FOLDERS made, by stage).
 
     Once every profile of `profiles` rejects the clip on what was measured, the stages that are not always
     measured are skipped. A stage that raises is recorded as failed; the others go on.
     """
     runs: list[Row] = []
-    files: dict[str, bytes] = {}
+    files: dict[str, Sample] = {}
     for place, name in enumerate(CLIP_STAGES):
         if name not in wanted:
             continue
@@ -181,7 +184,8 @@ def measure_clip(
         clip.evidence.pop(name, None)
         clip.record(name, result.measures, result.evidence, result.product)
         clip.row |= {f"{name}_status": status, f"{name}_backend": stage.backend}
-        files = dict(result.files) or files
+        if result.files:
+            files[name] = dict(result.files)
         runs.append(
             {
                 "clip_id": clip.clip_id,
@@ -211,14 +215,14 @@ def rejected(profiles: Sequence[Profile], row: Mapping[str, Any], stages: Collec
     return bool(profiles) and all(judge_row(profile, row, stages)[0] == REJECT for profile in profiles)
 
 
-def store_samples(store: Store, tar: str, encoded: Mapping[str, Mapping[str, bytes]]) -> None:
-    """Writes samples/`tar` anew with `encoded` beside what it already holds."""
-    merged = {**load_samples(store, tar), **encoded}
-    with store.writing(f"samples/{tar}") as file:
+def store_samples(store: Store, folder: str, tar: str, made: Mapping[str, Sample]) -> None:
+    """Writes `folder`/`tar` anew with `made` beside what it already holds."""
+    merged = {**load_samples(store, tar, folder), **made}
+    with store.writing(f"{folder}/{tar}") as file:
         write_tar(file, merged)
 
 
-def sample_row(key: str, source: str, clips: Sequence[str], tar: str, files: Mapping[str, bytes], print_: str) -> Row:
+def sample_row(key: str, source: str, clips: Sequence[str], tar: str, files: Sample, print_: str) -> Row:
     """Row of the samples table."""
     facts = json.loads(files["json"])
     return {
@@ -247,7 +251,7 @@ def encode_long(task: Mapping[str, Any]) -> dict[str, list[Row]]:
     stages = stages_of(task["recipe"])
     source = task["source"]
     out: dict[str, list[Row]] = {"samples": [], "runs": []}
-    encoded: dict[str, dict[str, bytes]] = {}
+    encoded: dict[str, Sample] = {}
     for order in task["runs"]:
         key = clip_id(source["source_id"], order["row"]["start_s"], order["row"]["end_s"])
         clip = _clip(source, {**order, "row": {**order["row"], "clip_id": key}}, stages, None)
@@ -270,5 +274,5 @@ def encode_long(task: Mapping[str, Any]) -> dict[str, list[Row]]:
             }
         )
     if encoded:
-        store_samples(Store(task["root"]), task["tar"], encoded)
+        store_samples(Store(task["root"]), FOLDERS["encode"], task["tar"], encoded)
     return out

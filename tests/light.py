@@ -164,6 +164,15 @@ class Encode(Light):
         return Result({"sample_chunks": chunks, "sample_text_tokens": 1, "sample_bytes": 9}, files=files)
 
 
+@dataclass(frozen=True)
+class Preview(Light):
+    name: ClassVar[str] = "preview"
+    measures: ClassVar[tuple[str, ...]] = measures_of("preview")
+
+    def found(self, clip: Clip) -> Result:
+        return Result({"preview_bytes": 5}, files={"mp4": b"film", "jpg": b"\xff"})
+
+
 def npy(array: np.ndarray) -> bytes:
     """The array as an .npy file."""
     out = io.BytesIO()

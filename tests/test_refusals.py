@@ -14,6 +14,7 @@ import pytest
 from command import EVIL, Mixed, asked, call, curated, made_bench
 from test_scenes import scenes_movie
 
+from manifests.records import FORMAT_VERSION
 from manifests.store import Store
 from manifests.tables import CLIPS_TABLE, read
 from pipelines import cluster
@@ -80,7 +81,7 @@ def test_a_folder_that_is_no_dataset(tmp_path: Path, command: str) -> None:
         ('{"other": 1}', "has format version None"),
         ("[1]", "has format version None"),
         ("{", "is damaged"),
-        ('{"format_version": 1}', "is damaged"),
+        (f'{{"format_version": {FORMAT_VERSION}}}', "is damaged"),
     ],
 )
 def test_a_dataset_of_another_version_or_damaged(
