@@ -41,7 +41,7 @@ PROFILE = {
 }
 BACKENDS = {
     "speech": "silero", "speakers": "centerface", "sync": "correlation", "quality": "piqe", "duplicates": "dct3",
-    "overlay": "rapidocr", "denoise": "noisereduce", "transcribe": "pocketsphinx", "encode": "bundled",
+    "overlay": "rapidocr", "denoise": "noisereduce", "transcribe": "pocketsphinx", "encode": "bundled", "preview": "h264",
 }  # fmt: skip
 
 

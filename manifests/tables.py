@@ -8,6 +8,7 @@ sorted generation, in which an undisturbed run and a resumed one agree.
 from __future__ import annotations
 
 import io
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,8 +38,16 @@ RETIRED = -1
 class Table:
     """One table of the dataset: its columns and key."""
 
-    def __init__(self, name: str, columns: Sequence[Column], key: tuple[str, ...], sort: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        name: str,
+        columns: Sequence[Column],
+        key: tuple[str, ...],
+        sort: tuple[str, ...],
+        row_group: int = ROWS_PER_PART,
+    ) -> None:
         self.name, self.columns, self.key, self.sort = name, tuple(columns), key, sort
+        self.row_group = row_group
         self.schema = pa.schema([(c.name, _TYPES[c.kind]) for c in columns])
         self.folder = f"tables/{name}"
 
@@ -50,7 +59,7 @@ class Table:
 
 SOURCES_TABLE = Table("sources", SOURCES, ("uri",), ("order", "uri"))
 CLIPS_TABLE = Table("clips", CLIPS, ("clip_id",), ("clip_id",))
-RUNS_TABLE = Table("runs", RUNS, ("clip_id", "stage"), ("clip_id", "stage"))
+RUNS_TABLE = Table("runs", RUNS, ("clip_id", "stage"), ("clip_id", "stage"), 2048)  # `lookup` reads a few kB each
 SAMPLES_TABLE = Table("samples", SAMPLES, ("sample_id",), ("sample_id",))
 TABLES = (SOURCES_TABLE, CLIPS_TABLE, RUNS_TABLE, SAMPLES_TABLE)
 
@@ -88,7 +97,7 @@ def _next_generation(store: Store, table: Table) -> int:
 def _write(store: Store, table: Table, content: pa.Table, number: int, index: int) -> None:
     buffer = io.BytesIO()
     options = {"compression": "zstd", "use_dictionary": table.categories(), "write_statistics": True}
-    pq.write_table(content, buffer, row_group_size=ROWS_PER_PART, **options)
+    pq.write_table(content, buffer, row_group_size=table.row_group, **options)
     store.write(f"{table.folder}/{number:08d}-{index:05d}.parquet", buffer.getvalue())
 
 
@@ -133,6 +142,47 @@ def _read_part(store: Store, table: Table, name: str, columns: list[str]) -> pa.
         raise DatasetError(
             f"{store.url(f'{table.folder}/{name}')} cannot be read ({error}); delete it and run curate again"
         ) from error
+
+
+def lookup(store: Store, table: Table, ids: Sequence[str], columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows whose first key column is one of `ids`, as `read` has them, without reading the whole table.
+
+    Raises DatasetError for a part that cannot be read, FileNotFoundError when the table is compacted meanwhile.
+    """
+    wanted = list(columns) if columns is not None else list(table.schema.names)
+    names = [*wanted, *(name for name in (*table.key, *table.sort) if name not in wanted)]
+    pieces = [_lookup_part(store, table, part, sorted(ids), list(dict.fromkeys(names))) for part in parts(store, table)]
+    if not pieces:
+        return pa.schema([table.schema.field(c) for c in wanted]).empty_table()
+    whole = pa.concat_tables(pieces, promote_options="default")
+    return _latest(whole, table.key).sort_by([(c, "ascending") for c in table.sort]).select(wanted)
+
+
+def _lookup_part(store: Store, table: Table, name: str, ids: Sequence[str], columns: list[str]) -> pa.Table:
+    """Rows of one part, by the row groups whose range may hold one of `ids` (sorted)."""
+    try:
+        with store.open(f"{table.folder}/{name}") as file:
+            part = pq.ParquetFile(file)
+            at = part.schema_arrow.get_field_index(table.key[0])
+            groups = [
+                group
+                for group in range(part.num_row_groups)
+                if _may_hold(part.metadata.row_group(group).column(at), ids)
+            ]
+            found = part.read_row_groups(groups, columns=columns)
+    except pa.ArrowException as error:
+        raise DatasetError(
+            f"{store.url(f'{table.folder}/{name}')} cannot be read ({error}); delete it and run curate again"
+        ) from error
+    return found.filter(pc.is_in(found[table.key[0]].cast(pa.string()), pa.array(ids, pa.string())))
+
+
+def _may_hold(column: Any, ids: Sequence[str]) -> bool:
+    facts = column.statistics
+    if facts is None or not facts.has_min_max:
+        return True
+    at = bisect_left(ids, facts.min)
+    return at < len(ids) and ids[at] <= facts.max
 
 
 def _latest(whole: pa.Table, key: tuple[str, ...]) -> pa.Table:

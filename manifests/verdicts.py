@@ -229,7 +229,7 @@ def judge_table(profile: Profile, clips: pa.Table) -> pa.Table:
     failing = np.zeros(len(clips), np.uint64)
     unmet = np.zeros(len(clips), np.uint64)
     for bit, rule in enumerate(profile.rules):
-        fails, lacks = _evaluate(rule, clips)
+        fails, lacks = evaluate(rule, clips)
         failing |= fails.astype(np.uint64) << np.uint64(bit)
         unmet |= lacks.astype(np.uint64) << np.uint64(bit)
     code = np.where(failing != 0, 1, np.where(unmet != 0, 2, 0)).astype(np.int8)
@@ -244,8 +244,8 @@ def judge_table(profile: Profile, clips: pa.Table) -> pa.Table:
     )
 
 
-def _evaluate(rule: Rule, clips: pa.Table) -> tuple[_MASK, _MASK]:
-    """(fails, lacks a value) of each clip under `rule`."""
+def evaluate(rule: Rule, clips: pa.Table) -> tuple[_MASK, _MASK]:
+    """(fails, lacks a value) of each clip under `rule`; `clips`: its measure and, for a stage, the backend column."""
     column = clips[rule.measure].combine_chunks()
     values, missing = _numpy(column)
     if not rule.stage:
