@@ -114,10 +114,15 @@ def load_profiles(names: str, recipe: Recipe) -> list[Profile]:
         raise UsageError("--profile names no profile; try pretrain")
     if len({p.name for p in found}) != len(found):
         raise UsageError(f"--profile {names}: two profiles of one name; rename one")
-    known = {stage: {*names, recipe.backends[stage]} for stage, names in BACKENDS.items()}
     for profile in found:
-        check_bounds(profile, recipe.backends, known)
+        check_profile(profile, recipe)
     return found
+
+
+def check_profile(profile: Profile, recipe: Recipe) -> None:
+    """Raises UsageError when `profile` lacks a bound for a backend of `recipe`, or names one that does not exist."""
+    backends = recipe.backends
+    check_bounds(profile, backends, {stage: {*names, backends[stage]} for stage, names in BACKENDS.items()})
 
 
 def shipped(kind: str) -> list[str]:

@@ -15,8 +15,8 @@ from manifests.errors import DatasetError, UsageError, one_line
 from manifests.records import CLIP_STAGES, GEOMETRY, MEASURES
 from manifests.store import Store
 from manifests.tables import CLIPS_TABLE, RUNS_TABLE, SOURCES_TABLE, lookup, read
-from manifests.verdicts import TESTS, Profile, Rule, check_bounds, parse_profile, profile_content
-from pipelines.recipe import Recipe, load_profile, shipped, stored_recipe
+from manifests.verdicts import TESTS, Profile, Rule, parse_profile, profile_content
+from pipelines.recipe import Recipe, check_profile, load_profile, shipped, stored_recipe
 from pipelines.review.previews import Previews
 from pipelines.review.query import Judged, failing_rules, judge_snapshot, with_bounds
 from pipelines.review.snapshot import NUMERIC, Snapshot, decided_places, load_snapshot, parts_of
@@ -48,12 +48,12 @@ class Desk:
         found = {}
         for name in asked:
             profile = load_profile(name)
-            self._check(profile)
+            check_profile(profile, self.recipe)
             found[profile.name] = profile
         for name in shipped("profiles"):
             profile = load_profile(name)
             try:
-                self._check(profile)
+                check_profile(profile, self.recipe)
             except UsageError:  # it has no bound for this recipe's backends
                 continue
             found.setdefault(profile.name, profile)
@@ -63,11 +63,6 @@ class Desk:
                 profile = parse_profile(tomllib.loads(text), self.store.url(f"{PROFILES}/{file}"))
                 found.setdefault(profile.name, profile)
         return found
-
-    def _check(self, profile: Profile) -> None:
-        check_bounds(
-            profile, self.recipe.backends, {stage: {name} for stage, name in self.recipe.backends.items()} | {}
-        )
 
     def reload(self) -> None:
         """Takes in what was written since. The page goes on with the old state until the new one is whole."""
