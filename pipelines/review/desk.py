@@ -20,6 +20,7 @@ from pipelines.recipe import Recipe, check_profile, load_profile, shipped, store
 from pipelines.review.previews import Previews
 from pipelines.review.query import Judged, failing_rules, judge_snapshot, with_bounds
 from pipelines.review.snapshot import NUMERIC, Snapshot, decided_places, load_snapshot, parts_of
+from pipelines.work import media_info
 
 Row = dict[str, Any]
 PROFILES = "profiles"
@@ -156,6 +157,7 @@ class Desk:
         return {
             "clip_id": clip_id,
             "source": {name: source.get(name) for name in ("uri", "width", "height", "licence", "origin", "identity")},
+            "picture": _picture(source),
             "start_s": row.get("start_s"),
             "end_s": row.get("end_s"),
             "measures": [
@@ -217,6 +219,14 @@ class Desk:
             "source": rule.source,
             "doc": DOCS[rule.measure].doc,
         }
+
+
+def _picture(source: Mapping[str, Any]) -> Row:
+    """Size of what clips of a source show, px: of its box where the list gave one."""
+    if not source:
+        return {"width": None, "height": None}
+    info = media_info(source)
+    return {"width": info.width, "height": info.height}
 
 
 def _evidence(run: Mapping[str, Any] | None) -> Any:

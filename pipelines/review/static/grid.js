@@ -1,0 +1,60 @@
+// The grid of clips and its pages.
+
+import { $, badge, clock, count, el, fileName, hours, label, shown } from "./dom.js";
+import { pages, state } from "./state.js";
+
+export function drawGrid(open, turn) {
+  $("found").textContent = `${count(state.total)} clips, ${hours(state.seconds ?? 0)}`;
+  $("grid").replaceChildren(...state.rows.map((row, at) => card(row, at, open)));
+  if (!state.rows.length) {
+    $("grid").append(el("li", { class: "empty panel" }, "No clip fits these filters. Clear some of them, or move a bound."));
+  }
+  drawPager(turn);
+  mark();
+}
+
+function card(row, at, open) {
+  const verdict = row.decision?.choice ?? row.verdict;
+  const name = `Clip ${at + 1}: ${fileName(row.source)} at ${clock(row.start_s)}, ${verdict}`;
+  return el("li", { class: "card", dataset: { at } },
+    el("button", { type: "button", class: "card-open", "aria-label": name, onclick: () => open(at), onfocus: () => select(at) },
+      row.has_preview ? strip(row.clip_id) : el("span", { class: "strip missing" }, "no preview")),
+    el("div", { class: "card-words" },
+      el("div", { class: "row" }, badge(verdict), row.decision && el("span", { class: "small" }, `by ${row.decision.reviewer}`), el("span", { class: "small muted push" }, `${row.seconds.toFixed(1)} s`)),
+      el("div", { class: "small clip-name", title: row.source }, fileName(row.source), " ", el("span", { class: "muted" }, clock(row.start_s))),
+      state.sort && el("div", { class: "small" }, `${label(state.sort)}: ${shown(row.value)}`),
+      el("div", { class: "small muted" }, reasons(row))));
+}
+
+function strip(clipId) {
+  const image = el("img", { class: "strip", src: `/media/${encodeURIComponent(clipId)}.jpg`, alt: "", loading: "lazy", decoding: "async" });
+  image.addEventListener("error", () => image.replaceWith(el("span", { class: "strip missing" }, "no preview")));
+  return image;
+}
+
+export function reasons(row) {
+  if (row.failing.length) return `fails ${row.failing.map(label).join(", ")}`;
+  return row.unmet.length ? `lacks ${row.unmet.map(label).join(", ")}` : "passes every rule";
+}
+
+export function select(at) {
+  state.selected = at;
+  mark();
+}
+
+export function focusSelected() {
+  document.querySelector(`.card[data-at="${state.selected}"] .card-open`)?.focus();
+}
+
+function mark() {
+  for (const one of document.querySelectorAll(".card")) one.classList.toggle("selected", Number(one.dataset.at) === state.selected);
+}
+
+function drawPager(turn) {
+  const last = pages() - 1;
+  $("pager").replaceChildren(
+    el("button", { type: "button", disabled: state.page === 0, onclick: () => turn(state.page - 1) }, "Previous page"),
+    el("span", { class: "small muted" }, `page ${count(state.page + 1)} of ${count(last + 1)}`),
+    el("button", { type: "button", disabled: state.page >= last, onclick: () => turn(state.page + 1) }, "Next page"),
+  );
+}
