@@ -7,7 +7,7 @@ where the library by itself would take the whole clip, speech included, for nois
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,18 +61,7 @@ class SpectralGate(Stage):
 
     def measure(self, clip: Clip) -> Result:
         """noise_snr_db and noise_removed_db. Raises Unmeasured without at least half a second of sound."""
-        sound = clip.audio(STORED_RATE, -MARGIN_S, clip.seconds + MARGIN_S)
-        if sound.seconds < PROFILE_S:
-            raise Unmeasured("the clip has less than half a second of sound")
-        voiced = voice_segments(resampled(sound.samples, sound.rate, ANALYSIS_RATE))
-        if not voiced:
-            return Result({"noise_snr_db": None, "noise_removed_db": 0.0}, product=sound)
-        noise = background(sound.samples, sound.rate, voiced)
-        ratio = snr_db(between(sound.samples, sound.rate, voiced), sound.samples[noise])
-        cleaned = self.gated(sound.samples, sound.samples[noise], ratio)
-        removed = 10 * math.log10(power(sound.samples[noise]) / power(cleaned[noise]))
-        measures = {"noise_snr_db": ratio, "noise_removed_db": max(0.0, removed)}
-        return Result(measures, product=Audio(cleaned, sound.rate, sound.start_s))
+        return denoised(clip.audio(STORED_RATE, -MARGIN_S, clip.seconds + MARGIN_S), self.gated)
 
     def product(self, clip: Clip, evidence: Mapping[str, Any]) -> Audio:
         """The denoised sound, computed anew: it is large, and cheap to make."""
@@ -101,8 +90,30 @@ class SpectralGate(Stage):
         )
         return np.asarray(cleaned, np.float32)
 
+    def weights(self) -> tuple[str, ...]:
+        return ("noisereduce", "silero-vad")
+
     def revision(self) -> str:
         return f"{package_version('noisereduce')} {package_version('silero-vad')}"
+
+
+def denoised(sound: Audio, clean: Callable[[np.ndarray, np.ndarray, float], np.ndarray]) -> Result:
+    """What a denoise stage tells of `sound`, and `sound` as `clean` leaves it.
+
+    clean: takes the samples, those of the background among them and the signal-to-noise ratio in dB; gives as
+    many samples. It is not asked where no voice is heard. Raises Unmeasured below half a second of sound.
+    """
+    if sound.seconds < PROFILE_S:
+        raise Unmeasured("the clip has less than half a second of sound")
+    voiced = voice_segments(resampled(sound.samples, sound.rate, ANALYSIS_RATE))
+    if not voiced:
+        return Result({"noise_snr_db": None, "noise_removed_db": 0.0}, product=sound)
+    noise = background(sound.samples, sound.rate, voiced)
+    ratio = snr_db(between(sound.samples, sound.rate, voiced), sound.samples[noise])
+    cleaned = clean(sound.samples, sound.samples[noise], ratio)
+    removed = 10 * math.log10(power(sound.samples[noise]) / power(cleaned[noise]))
+    measures = {"noise_snr_db": ratio, "noise_removed_db": max(0.0, removed)}
+    return Result(measures, product=Audio(cleaned, sound.rate, sound.start_s))
 
 
 def resampled(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:

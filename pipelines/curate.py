@@ -29,6 +29,7 @@ from manifests.verdicts import Profile, profile_content
 from pipelines import judge, longform, measure, register
 from pipelines.cluster import open_cluster
 from pipelines.funnel import funnel
+from pipelines.models_used import models_notes, models_used, require_models
 from pipelines.pack import PackOptions, pack
 from pipelines.recipe import Recipe, build_stages, dependants, fingerprints
 from pipelines.sources import SourceRequest
@@ -57,6 +58,7 @@ def curate(root: str, requests: Sequence[SourceRequest], options: CurateOptions)
     """
     store = Store(root)
     register.check_listed(store, requests)
+    require_models(options.recipe)
     prints = fingerprints(options.recipe)
     facts = _checked(store, options, prints)
     with open_cluster(options.cluster) as client, locked(store):
@@ -90,6 +92,8 @@ def curate(root: str, requests: Sequence[SourceRequest], options: CurateOptions)
         for profile in options.profiles
         for line in judge.explain(profile, options.recipe.backends, _verdict_counts(result, profile), root)
     ]
+    result["models"] = models_used(options.recipe)
+    result["notes"] += models_notes(result["models"])
     result["dataset"], result["measured_clips"] = store.root, len(todo.rows)
     return result
 
@@ -123,8 +127,13 @@ def _checked(store: Store, options: CurateOptions, prints: dict[str, str]) -> Ro
             f"{store.root} was made with recipe {found['recipe']['name']!r}, which measures {_named(changed)} otherwise; "
             f"--change-recipe measures {_named(dependants(recipe, changed))} again, or choose another -o"
         )
-    models = {name: stage.revision() for name, stage in build_stages(recipe).items()}
-    content = {"recipe": recipe.data(), "fingerprints": prints, "models": models, "software": _software()}
+    content = {
+        "recipe": recipe.data(),
+        "fingerprints": prints,
+        "revisions": {name: stage.revision() for name, stage in build_stages(recipe).items()},
+        "models": models_used(recipe),
+        "software": _software(),
+    }
     return content if found is None or any(found.get(key) != value for key, value in content.items()) else None
 
 
