@@ -104,13 +104,25 @@ def people(tracks: Sequence[FaceTrack], how: Tracking = Tracking()) -> list[Face
 
 def most_at_once(tracks: Sequence[FaceTrack], how: Tracking = Tracking()) -> int:
     """Largest number of tracks that are there together for a moment; a track is there while it is hidden."""
-    if not tracks:
+    return most_lasting(presence(tracks).sum(axis=0), how)
+
+
+def presence(tracks: Sequence[FaceTrack], frames: int | None = None) -> np.ndarray:
+    """[tracks, frames] bool: from its first to its last sighting a track is there. frames: as many as there are up
+    to the last sighting of all, when not given."""
+    last = max((int(track.frames[-1]) for track in tracks), default=-1)
+    there = np.zeros((len(tracks), last + 1 if frames is None else frames), bool)
+    for row, track in zip(there, tracks, strict=True):
+        row[track.frames[0] : track.frames[-1] + 1] = True
+    return there
+
+
+def most_lasting(counts: np.ndarray, how: Tracking = Tracking()) -> int:
+    """Largest count that [n] `counts`, one a frame, hold or exceed for a moment."""
+    if not len(counts):
         return 0
-    there = np.zeros(1 + max(int(track.frames[-1]) for track in tracks), np.int64)
-    for track in tracks:
-        there[track.frames[0] : track.frames[-1] + 1] += 1
-    window = min(how.moment + 1, len(there))
-    return int(np.lib.stride_tricks.sliding_window_view(there, window).min(axis=1).max())
+    window = min(how.moment + 1, len(counts))
+    return int(np.lib.stride_tricks.sliding_window_view(counts, window).min(axis=1).max())
 
 
 def main_track(tracks: Sequence[FaceTrack], width: int, height: int) -> FaceTrack | None:
