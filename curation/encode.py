@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import io
 import json
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ import numpy as np
 from curation.audio import Audio
 from curation.clip import Clip
 from curation.stage import Result, Stage, Unmeasured
+from curation.thinker_cache import sample_states
 from manifests.errors import SourceError
 from manifests.records import measures_of
 from models.clock import (
@@ -31,8 +33,10 @@ from models.clock import (
     frames_of,
     samples_of,
 )
-from models.speech_codec import FsqMel, SpeechCodec
+from models.device import CPU
+from models.speech_codec import FsqMel, SpeechTokenizer
 from models.text_codec import TextCodec, WhisperBpe
+from models.thinker import BUNDLED, FACT, KINDS, STATES, check_codecs, identity, kind_of
 from models.video_codec import Dct3d, VideoCodec
 
 FRAME_SAMPLES = STORED_RATE // FPS
@@ -47,6 +51,7 @@ class Encode(Stage):
     """Cuts, corrects and encodes; a subclass names the codecs.
 
     size: side of the encoded square, px. min_speech_share: with less speech the measured offset is not applied.
+    thinker: whose hidden states a sample stores (`models.thinker`), "" for nobody's. Raises UsageError when unknown.
     The picture is the square that `speakers` found. The sound is what `denoise` left, moved by the offset
     that `sync` measured. The text is the words of `transcribe` whose middle lies in the sample.
     """
@@ -55,12 +60,28 @@ class Encode(Stage):
     reads = ("speech", "speakers", "sync", "denoise", "transcribe")
     measures = measures_of("encode")
 
-    video: ClassVar[VideoCodec]
-    speech: ClassVar[SpeechCodec]
-    text: ClassVar[TextCodec]
-
     size: int = 256
     min_speech_share: float = 0.1
+    thinker: str = field(default="", metadata={"choices": ("", *KINDS)})
+
+    def __post_init__(self) -> None:
+        if self.thinker:
+            kind_of(self.thinker)
+
+    @property
+    @abstractmethod
+    def video(self) -> VideoCodec:
+        """Makes the latents; like the others cheap to ask for, its model loads at the first use."""
+
+    @property
+    @abstractmethod
+    def speech(self) -> SpeechTokenizer:
+        """Makes the speech tokens."""
+
+    @property
+    @abstractmethod
+    def text(self) -> TextCodec:
+        """Makes the text tokens."""
 
     def measure(self, clip: Clip) -> Result:
         """The members of the sample in `Result.files`; `sample_tar` is None, whoever stores it fills it.
@@ -85,6 +106,7 @@ class Encode(Stage):
         tokens = self.text.encode(text)
         told = {"chunks": chunks, "text": text, "text_tokens": len(tokens), "words": words}
         files = self.members(frames, pcm) | {"text.npy": npy_bytes(tokens)}
+        files |= self.thoughts(files)
         files["json"] = json_bytes(self.facts(clip, first, heard) | told)
         sizes = {"sample_text_tokens": len(tokens), "sample_bytes": sum(map(len, files.values()))}
         return Result({"sample_tar": None, "sample_chunks": chunks, **sizes}, files=files)
@@ -112,6 +134,13 @@ class Encode(Stage):
             "jpg": jpg_bytes(frames[len(frames) // 2]),
         }
 
+    def thoughts(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
+        """The member that holds the Thinker's states for the tokens in `files`; none where none are asked for."""
+        if not self.thinker:
+            return {}
+        text, speech = (np.load(io.BytesIO(files[name]), allow_pickle=False) for name in ("text.npy", "speech.npy"))
+        return {STATES: npy_bytes(sample_states(self.thinker, text, speech, getattr(self, "device", CPU)))}
+
     def facts(self, clip: Clip, first: int, heard: float) -> dict[str, Any]:
         """Where the sample comes from and how it was made. Times of the source are s from its first frame.
 
@@ -131,6 +160,7 @@ class Encode(Stage):
             "audio_rate": STORED_RATE,
             "speech_hz": SPEECH_HZ,
             "codecs": self.codecs(),
+            **({FACT: identity(self.thinker)} if self.thinker else {}),
         }
 
     def codecs(self) -> dict[str, str]:
@@ -141,9 +171,23 @@ class Encode(Stage):
             "text": f"{self.text.name} {self.text.fingerprint()}",
         }
 
+    def weights(self) -> tuple[str, ...]:
+        """Those of the Thinker; a subclass puts its codecs' before them."""
+        return kind_of(self.thinker).weights if self.thinker else ()
+
+    def params(self) -> dict[str, Any]:
+        """As `Stage.params`, but no thinker where no states are stored: such samples are what they always were."""
+        return {name: value for name, value in super().params().items() if name != "thinker" or value}
+
     def revision(self) -> str:
-        """The codecs, by what their output means."""
-        return ", ".join(self.codecs().values())
+        """The codecs, by what their output means, and the Thinker.
+
+        Raises UsageError when the Thinker reads tokens of other codecs.
+        """
+        if not self.thinker:
+            return ", ".join(self.codecs().values())
+        check_codecs(self.thinker, self.text.name, self.speech.name)
+        return ", ".join((*self.codecs().values(), f"thinker {identity(self.thinker)}"))
 
 
 @dataclass(frozen=True)
@@ -151,9 +195,26 @@ class BundledEncode(Encode):
     """The codecs that need no download: `Dct3d`, `FsqMel`, `WhisperBpe`."""
 
     backend = "bundled"
-    video: ClassVar[VideoCodec] = Dct3d()
-    speech: ClassVar[SpeechCodec] = FsqMel()
-    text: ClassVar[TextCodec] = WhisperBpe()
+
+    thinker: str = field(default="", metadata={"choices": ("", BUNDLED)})
+
+    @property
+    def video(self) -> VideoCodec:
+        """As `Encode.video`."""
+        return Dct3d()
+
+    @property
+    def speech(self) -> SpeechTokenizer:
+        """As `Encode.speech`."""
+        return FsqMel()
+
+    @property
+    def text(self) -> TextCodec:
+        """As `Encode.text`."""
+        return WhisperBpe()
+
+    def weights(self) -> tuple[str, ...]:
+        return ("whisper-bpe", *super().weights())
 
 
 def window(frames: int, lag: int, sound: range) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Speech tokens, 12.5 a second: what every speech codec offers, and the bundled one, which has no codebook."""
+"""Speech tokens, 12.5 a second: what tokenizers and codecs offer, and the bundled codec, which has no codebook."""
 
 from __future__ import annotations
 
@@ -12,25 +12,33 @@ import numpy as np
 from models.clock import SPEECH_HZ, STORED_RATE
 
 
-class SpeechCodec(Protocol):
-    """Mono sound to tokens and back; token i covers 0.08 i ... 0.08 (i + 1) s."""
+class SpeechTokenizer(Protocol):
+    """Mono sound to tokens; token i covers 0.08 i ... 0.08 (i + 1) s."""
 
     name: str
-    codes: int
-    """Tokens are 0 ... codes - 1."""
-    rate: int
-    """Hz of decoded sound."""
+
+    @property
+    def codes(self) -> int:
+        """Tokens are 0 ... codes - 1."""
+        ...
 
     def encode(self, audio: np.ndarray, rate: int) -> np.ndarray:
         """[n] float32 at `rate` Hz, a whole number of tokens (4k for k chunks) -> [tokens] int32."""
         ...
 
-    def decode(self, tokens: np.ndarray) -> np.ndarray:
-        """[tokens] -> [tokens * rate / 12.5] float32 at `rate` Hz."""
-        ...
-
     def fingerprint(self) -> str:
         """16 hex digits; another one means that tokens mean something else."""
+        ...
+
+
+class SpeechCodec(SpeechTokenizer, Protocol):
+    """A tokenizer with a way back."""
+
+    rate: int
+    """Hz of decoded sound."""
+
+    def decode(self, tokens: np.ndarray) -> np.ndarray:
+        """[tokens] -> [tokens * rate / 12.5] float32 at `rate` Hz."""
         ...
 
 

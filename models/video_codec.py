@@ -136,7 +136,7 @@ class Dct3d:
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
         """As `VideoCodec.encode`. Raises ValueError for other shapes or types."""
-        _check_frames(frames)
+        check_frames(frames)
         chunks = [frames[frames_of(c) : frames_of(c + 1)] for c in range(chunks_in(len(frames)))]
         return np.stack([_encode(part) for part in [frames[:1], *chunks]])
 
@@ -154,7 +154,8 @@ class Dct3d:
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
-def _check_frames(frames: np.ndarray) -> None:
+def check_frames(frames: np.ndarray) -> None:
+    """Raises ValueError unless `frames` are what `VideoCodec.encode` takes."""
     shape = list(frames.shape)
     if frames.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
         raise ValueError(f"frames must be [8k+1, H, W, 3] uint8 RGB, not {shape} {frames.dtype}")

@@ -21,6 +21,7 @@ from manifests.store import Store
 from manifests.tables import CLIPS_TABLE, RUNS_TABLE, SAMPLES_TABLE, SOURCES_TABLE, TABLES, read
 from manifests.verdicts import KEEP
 from models.clock import CHUNK_SPEECH_TOKENS
+from models.thinker import FACT, STATES, states_fault
 from pipelines import judge
 from pipelines.progress import Bar
 from pipelines.register import lost_clips
@@ -137,7 +138,7 @@ def _shape_faults(sample: Sample, chunks: int) -> Iterator[str]:
     if needed - set(sample):
         return
     try:
-        arrays = {n: np.load(io.BytesIO(sample[n]), allow_pickle=False) for n in needed - {"json"}}
+        arrays = {n: np.load(io.BytesIO(sample[n]), allow_pickle=False) for n in sample if n.endswith(".npy")}
         facts = json.loads(sample["json"])
     except ValueError as error:
         yield f"unreadable member ({error})"
@@ -150,6 +151,8 @@ def _shape_faults(sample: Sample, chunks: int) -> Iterator[str]:
         yield f"latents.npy has shape {arrays['latents.npy'].shape}, not [{chunks + 1}, 128, h, w]"
     elif arrays["reference.npy"].shape != (4, *arrays["latents.npy"].shape[1:]):
         yield f"reference.npy has shape {arrays['reference.npy'].shape}"
+    if (STATES in sample or FACT in facts) and (fault := states_fault(sample)):
+        yield fault
 
 
 def _profile(store: Store, profile: str) -> Iterator[str]:

@@ -36,6 +36,18 @@ class Head:
 
 
 @pytest.fixture(scope="session")
+def made_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for XSTREAMER_MODELS with every model of the catalogue, small."""
+    from makers import every, mirror
+
+    root = tmp_path_factory.mktemp("models")
+    mirror.unpublished(root, *every.fetched())
+    for name in every.fetched():
+        every.make(name, root)
+    return root
+
+
+@pytest.fixture(scope="session")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Head:
     scene = Scene("speech_en_1", 6.4)
     frames, sound = np.stack(list(scene_frames(scene, size=256))), scene_sound(scene)

@@ -56,7 +56,8 @@ def voice(seconds: float, rate: int = STORED_RATE) -> np.ndarray:
 
 
 def members(protocol: type) -> set[str]:
-    return {name for name in (*vars(protocol), *inspect.get_annotations(protocol)) if not name.startswith("_")}
+    named = [name for kind in protocol.__mro__[:-1] for name in (*vars(kind), *inspect.get_annotations(kind))]
+    return {name for name in named if not name.startswith("_")}
 
 
 @pytest.mark.parametrize("codec, protocol", [(VIDEO, VideoCodec), (SPEECH, SpeechCodec), (TEXT, TextCodec)])

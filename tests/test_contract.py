@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,6 +28,7 @@ from curation.registry import BACKENDS, build_stage
 from curation.stage import Result, Stage, Unmeasured, fingerprint
 from manifests.records import CLIP_STAGES, MEASURES, clip_id, measures_of
 from models.clock import FPS, STORED_RATE
+from models.weights import ENV
 from pipelines.recipe import build_stages, load_recipe
 from pipelines.sample import Scene, scene_sound, write_video
 from pipelines.work import FOLDERS
@@ -39,6 +40,14 @@ PLAIN = {
 KINDS = {column.name: column.kind for column in MEASURES}
 SPOILT = ("no audio", "silent", "no face", "half a second", "one frame", "15 fps")
 """Clips of which some stages cannot know anything."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def weights(made_weights: Path) -> Iterator[Path]:
+    """Weights of every backend, in the official formats."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ENV, str(made_weights))
+        yield made_weights
 
 
 @pytest.fixture(params=NAMES, ids="-".join)
@@ -246,10 +255,15 @@ class TestFingerprint:
 
     def test_each_parameter_changes_it(self, stage: Stage) -> None:
         prints = {self.of(stage)}
-        fields = dataclasses.fields(stage)  # type: ignore[arg-type]
+        fields = [field for field in dataclasses.fields(stage) if field.name != "device"]  # type: ignore[arg-type]
         for field in fields:
-            prints.add(self.of(dataclasses.replace(stage, **{field.name: other(getattr(stage, field.name))})))  # type: ignore[type-var]
+            value = another(field, getattr(stage, field.name))
+            prints.add(self.of(dataclasses.replace(stage, **{field.name: value})))  # type: ignore[type-var]
         assert len(prints) == 1 + len(fields)
+
+    def test_where_it_runs_does_not(self, stage: Stage) -> None:
+        if hasattr(stage, "device"):
+            assert self.of(dataclasses.replace(stage, device="cuda:1")) == self.of(stage)  # type: ignore[type-var]
 
     def test_so_do_version_and_revision(self, stage: Stage) -> None:
         newer = type("Newer", (type(stage),), {"version": stage.version + 1})
@@ -267,6 +281,12 @@ class TestFingerprint:
         twin = pickle.loads(pickle.dumps(copy.deepcopy(stage)))
         backwards = dict(reversed(self.UPSTREAM.items()))
         assert fingerprint(twin, backwards) == self.of(stage)
+
+
+def another(field: dataclasses.Field[Any], value: Any) -> Any:
+    """Another value that a parameter may have: of those it may choose from, where there are such."""
+    choices = [choice for choice in field.metadata.get("choices", ()) if choice != value]
+    return choices[0] if choices else other(value)
 
 
 def other(value: Any) -> Any:
