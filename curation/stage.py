@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from curation.clip import Clip
-from models.lock import identity
+from models.lock import identity, packaged
 
 Scalar = bool | int | float | str | None
 
@@ -96,7 +96,5 @@ def fingerprint(stage: Stage, upstream: Mapping[str, str]) -> str:
 
 
 def package_version(package: str) -> str:
-    """ "package version" of an installed distribution, for `Stage.revision`."""
-    from importlib.metadata import version
-
-    return f"{package} {version(package)}"
+    """ "package version" of an installed distribution, for `Stage.revision`. Raises ModelError without it."""
+    return packaged(package)

@@ -185,6 +185,12 @@ def fingerprints(recipe: Recipe) -> dict[str, str]:
     return out
 
 
+@functools.lru_cache(maxsize=8)
+def prints_of(recipe_json: str) -> dict[str, str]:
+    """Fingerprints of a recipe as JSON as this machine has it, computed once a process."""
+    return fingerprints(Recipe(**json.loads(recipe_json)))
+
+
 def dependants(recipe: Recipe, changed: set[str]) -> set[str]:
     """`changed` and every stage that reads one of them, directly or not."""
     out = set(changed)

@@ -6,6 +6,7 @@ A worker opens models on first use and keeps them; it writes sample tars itself,
 from __future__ import annotations
 
 import json
+import platform
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -15,12 +16,12 @@ from curation.clip import Clip, SpanDecoder
 from curation.media import MediaInfo, probe
 from curation.scenes import SceneOptions, find_scenes
 from curation.stage import Result, Stage, Unmeasured
-from manifests.errors import SourceError, one_line
+from manifests.errors import ModelError, SourceError, one_line
 from manifests.records import ALWAYS_MEASURED, CLIP_STAGES, clip_id, file_digest, source_id
 from manifests.samples import Sample, load_samples, sample_bytes, sample_digest, write_tar
 from manifests.store import Store
 from manifests.verdicts import REJECT, Profile, judge_row, parse_profile
-from pipelines.recipe import stages_of
+from pipelines.recipe import prints_of, stages_of
 
 READ_BYTES = 1 << 22
 FOLDERS = {"encode": "samples", "preview": "previews"}
@@ -113,7 +114,7 @@ def measure(task: Mapping[str, Any]) -> dict[str, list[Row]]:
     task: {"root", "recipe" (JSON), "fingerprints", "profiles" (TOML content), "exhaustive",
     "groups": [{"source": row, "tar": name, "clips": [{"row", "stages", "evidence", "kept"}]}]}.
     """
-    stages = stages_of(task["recipe"])
+    stages = _stages(task)
     profiles = [parse_profile(content, "profile") for content in task["profiles"]]
     out: dict[str, list[Row]] = {"clips": [], "runs": [], "samples": []}
     for group in task["groups"]:
@@ -138,6 +139,19 @@ def measure(task: Mapping[str, Any]) -> dict[str, list[Row]]:
             for key, sample in made["encode"].items()
         ]
     return out
+
+
+def _stages(task: Mapping[str, Any]) -> dict[str, Stage]:
+    """The recipe's stages. Raises ModelError where this machine's software or weights would measure otherwise than
+    the one that started the run: its measures would carry a fingerprint that is not theirs."""
+    here, asked = prints_of(task["recipe"]), task["fingerprints"]
+    unlike = sorted(stage for stage in asked if here[stage] != asked[stage])
+    if unlike:
+        raise ModelError(
+            f"worker {platform.node()} has other software or weights for {', '.join(unlike)} than the machine that "
+            "started the run; install the same packages and weights there (xstreamer models verify)"
+        )
+    return stages_of(task["recipe"])
 
 
 def _clip(source: Mapping[str, Any], order: Mapping[str, Any], stages: Mapping[str, Stage], decode: Any) -> Clip:
@@ -248,7 +262,7 @@ def encode_long(task: Mapping[str, Any]) -> dict[str, list[Row]]:
     task: {"root", "recipe", "fingerprints", "source", "tar", "runs": [{"row", "clips", "evidence"}]}.
     Returns rows of samples, and of failures as runs.
     """
-    stages = stages_of(task["recipe"])
+    stages = _stages(task)
     source = task["source"]
     out: dict[str, list[Row]] = {"samples": [], "runs": []}
     encoded: dict[str, Sample] = {}

@@ -16,7 +16,7 @@ import light
 import pytest
 from test_scenes import scenes_movie
 
-from manifests.records import CLIP_STAGES
+from manifests.records import ALWAYS_MEASURED, CLIP_STAGES
 from manifests.store import Store
 from manifests.tables import CLIPS_TABLE, RUNS_TABLE, SAMPLES_TABLE, SOURCES_TABLE, read
 from pipelines.cli import main
@@ -146,7 +146,7 @@ def test_a_changed_bound_runs_no_model_and_says_what_is_undecided(
     bench.profile(9.0)
     assert bench.curate()["profiles"]["pretrain"]["reject"]["clips"] == 2
     calls = bench.calls()
-    assert {stage for stage, _ in calls} == {"speech", "speakers", "sync", "quality", "duplicates"}
+    assert {stage for stage, _ in calls} == set(ALWAYS_MEASURED)
     bench.profile(4.0)
     sys.path.insert(0, str(TESTS))
     assert main(["judge", str(bench.folder / "ds"), "--profile", str(bench.folder / "pretrain.toml")]) == 0
