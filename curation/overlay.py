@@ -7,10 +7,11 @@ overlay keeps its place in the frame, while text on clothes or in front of a mov
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import cv2
 import numpy as np
@@ -19,6 +20,9 @@ from curation.clip import Clip
 from curation.stage import Result, Scalar, Stage, Unmeasured, package_version
 from manifests.records import measures_of
 from models.clock import FPS
+
+if TYPE_CHECKING:
+    from models.reader import Text
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1."""
@@ -30,6 +34,16 @@ NEAR = 10
 """Frames to each side of a look in which a text must stay."""
 SLIDE = 24
 """How far a running line may move in NEAR frames, px of the shared frames."""
+
+
+class TextReader(Protocol):
+    """What finds and reads text (`models.reader`, `models.easyocr_reader`)."""
+
+    def locate(self, image: np.ndarray, max_area: int = ...) -> np.ndarray:
+        """[m, 4, 2] float32: corners of the lines of text in `image` ([h, w, 3] uint8 BGR), in its pixels."""
+
+    def recognise(self, image: np.ndarray, boxes: np.ndarray) -> list[Text]:
+        """What stands in `boxes` ([m, 4, 2], px of `image`): one Text a box, empty words where nothing is read."""
 
 
 @dataclass
@@ -61,8 +75,8 @@ class Sighting:
 
 
 @dataclass(frozen=True)
-class RapidOcrOverlay(Stage):
-    """PP-OCR on sampled frames, texts followed by normalised correlation of their edges.
+class TextOverlay(Stage):
+    """A text reader on sampled frames, texts followed by normalised correlation of their edges.
 
     A text counts when it is read with `min_score`, stands still and has `min_letters` letters or digits; fewer
     (walls and curtains are read as a lone character) when it is surely read, in two looks, and no larger than letters
@@ -70,7 +84,6 @@ class RapidOcrOverlay(Stage):
     """
 
     name: ClassVar[str] = "overlay"
-    backend: ClassVar[str] = "rapidocr"
     measures: ClassVar[tuple[str, ...]] = measures_of("overlay")
 
     scan_area: int = 640 * 360
@@ -89,8 +102,9 @@ class RapidOcrOverlay(Stage):
     still_share: float = 0.6
     """Share of the frames near a look in which an overlay keeps its rows; scene text moves on."""
 
-    def revision(self) -> str:
-        return package_version("rapidocr")
+    @abstractmethod
+    def reader(self) -> TextReader:
+        """What finds and reads its texts."""
 
     def measure(self, clip: Clip) -> Result:
         if not clip.samples:
@@ -135,26 +149,62 @@ class RapidOcrOverlay(Stage):
 
     def look(self, samples: Mapping[int, np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
         """(frame, [m, 4, 2] boxes in px of the sampled frame) of each look, fine ones spread evenly."""
-        from models.reader import locate
-
-        order = sorted(samples)
+        reader, order = self.reader(), sorted(samples)
         seconds = (order[-1] - order[0]) / FPS + 1
         fine = spread(order, max(1, round(seconds / self.fine_every_s)))
         for at in order:
-            yield at, locate(samples[at], self.fine_area if at in fine else self.scan_area)
+            yield at, reader.locate(samples[at], self.fine_area if at in fine else self.scan_area)
 
     def read(self, clip: Clip, at: int, corners: np.ndarray, box: Box) -> Sighting | None:
         """The text in `corners` (px of the sample at frame `at`) and `box` (source px), followed through the
         clip; None if it reads badly."""
-        from models.reader import recognise
-
-        text = recognise(clip.samples[at], corners[None])[0]
+        text = self.reader().recognise(clip.samples[at], corners[None])[0]
         letters = count_letters(text.words)
         furniture = letters < self.min_letters and box[3] - box[1] > self.max_lone_height * clip.info.height
         if not letters or furniture or text.score < self.min_score:
             return None
         shown, still = follow(clip.small, scaled(box, 1 / clip.scale), at, self.min_match)
         return Sighting(text.words, text.score, box, shown, still >= self.still_share)
+
+
+@dataclass(frozen=True)
+class RapidOcrOverlay(TextOverlay):
+    """PP-OCR, the models inside the `rapidocr` package."""
+
+    backend: ClassVar[str] = "rapidocr"
+
+    def weights(self) -> tuple[str, ...]:
+        return ("pp-ocr-v6-small",)
+
+    def revision(self) -> str:
+        return package_version("rapidocr")
+
+    def reader(self) -> TextReader:
+        from models import reader
+
+        return reader
+
+
+@dataclass(frozen=True)
+class EasyOcrOverlay(TextOverlay):
+    """EasyOCR, the paper's reader, for Chinese and English; its score falls with the length of a text, so that it
+    asks for less of it."""
+
+    backend: ClassVar[str] = "easyocr"
+
+    min_score: float = 0.4
+    device: str = "cpu"
+
+    def weights(self) -> tuple[str, ...]:
+        return ("easyocr",)
+
+    def revision(self) -> str:
+        return f"{super().revision()}, {package_version('easyocr')}"
+
+    def reader(self) -> TextReader:
+        from models.easyocr_reader import EasyOcrReader
+
+        return EasyOcrReader(self.device)
 
 
 def count_letters(words: str) -> int:
