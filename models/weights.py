@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -48,6 +49,7 @@ class Weights:
     homepage: who publishes it. licence: of the weights, as published. revision: release, tag or commit.
     commercial: whether that licence allows commercial use; None where it does not say.
     package: the distribution that carries the model itself; "" for those that are fetched.
+    needs: a module of the extra `paper` without which it does not run.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Weights:
     revision: str = ""
     commercial: bool | None = None
     package: str = ""
+    needs: str = ""
     files: tuple[WeightFile, ...] = ()
 
     def file(self, path: str) -> WeightFile:
@@ -173,7 +176,12 @@ def missing(names: Sequence[str]) -> list[str]:
 
 
 def require(names: Sequence[str]) -> None:
-    """Raises one ModelError that names all of `names` that are not there, and the command that fetches them."""
+    """Raises one ModelError that names all of `names` that are not there, and the command that fetches them; one
+    that names the packages to install, where those are missing."""
+    modules = sorted({entry(name).needs for name in names} - {""})
+    lacking = [module for module in modules if find_spec(module) is None]
+    if lacking:
+        raise ModelError(f"no package {', '.join(lacking)}; run: pip install 'xstreamer[paper]'")
     absent = missing(names)
     if absent:
         raise ModelError(

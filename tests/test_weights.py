@@ -20,7 +20,7 @@ from manifests.errors import ModelError
 from models import lock
 from models.inventory import faults, presence
 from models.lock import identity, read_lock, record, recorded
-from models.weights import catalogue, entry, missing, read_catalogue, require, weights_file, weights_folder
+from models.weights import ENV, catalogue, entry, missing, read_catalogue, require, weights_file, weights_folder
 
 A, B = b"the weights", b"more weights"
 SHA_A = hashlib.sha256(A).hexdigest()
@@ -346,3 +346,17 @@ def test_the_lock_is_plain_json(models: Path) -> None:
     put(models)
     identity(["m"])
     assert json.loads((models / "lock.json").read_text())["m"]["a.bin"]["sha256"] == SHA_A
+
+
+def test_a_package_that_is_not_installed_is_named_with_what_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENV, str(tmp_path))
+    entry_ = 'purpose = "x"\nhomepage = "x"\nlicence = "MIT"\nneeds = "{}"\nfiles = [{{path = "a", url = "https://x.org/a"}}]'
+    (tmp_path / "catalogue.toml").write_text(
+        "\n".join(f"[m{at}]\n{entry_.format(m)}" for at, m in enumerate(("json", "nobodys_module")))
+    )
+    with pytest.raises(ModelError, match=r"no package nobodys_module; run: pip install 'xstreamer\[paper\]'"):
+        require(["m0", "m1"])
+    with pytest.raises(ModelError, match="no weights of m0"):
+        require(["m0"])
