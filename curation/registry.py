@@ -17,13 +17,22 @@ BACKENDS: dict[str, dict[str, str]] = {
         "centerface": "curation.speakers:CenterFaceSpeakers",
         "yolox-insightface": "curation.people:PeopleSpeakers",
     },
-    "sync": {"correlation": "curation.sync:CorrelationSync"},
-    "quality": {"piqe": "curation.quality:FaceCropQuality"},
+    "sync": {
+        "correlation": "curation.sync:CorrelationSync",
+        "syncnet": "curation.syncnet:SyncNetSync",
+    },
+    "quality": {"piqe": "curation.quality:FaceCropQuality", "pyiqa": "curation.learned_quality:LearnedQuality"},
     "duplicates": {"dct3": "curation.duplicates:PerceptualHash"},
-    "overlay": {"rapidocr": "curation.overlay:RapidOcrOverlay"},
-    "denoise": {"noisereduce": "curation.denoise:SpectralGate"},
-    "transcribe": {"pocketsphinx": "curation.transcribe:PocketSphinxTranscribe"},
-    "encode": {"bundled": "curation.encode:BundledEncode"},
+    "overlay": {"rapidocr": "curation.overlay:RapidOcrOverlay", "easyocr": "curation.overlay:EasyOcrOverlay"},
+    "denoise": {
+        "noisereduce": "curation.denoise:SpectralGate",
+        "demucs": "curation.demucs_denoise:DemucsDenoise",
+    },
+    "transcribe": {
+        "pocketsphinx": "curation.transcribe:PocketSphinxTranscribe",
+        "whisper-paraformer": "curation.whisper_transcribe:WhisperParaformerTranscribe",
+    },
+    "encode": {"bundled": "curation.encode:BundledEncode", "paper": "curation.paper_encode:PaperEncode"},
     "preview": {"h264": "curation.preview:H264Preview"},
 }
 

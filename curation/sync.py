@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import cv2
 import numpy as np
@@ -32,6 +32,19 @@ TRACK_REACH = 5
 """Frames before the first and after the last look at the face in which it is taken to be where it was seen."""
 SILENCE = 1e-4
 """Peak amplitude under which a sound is digital silence (-80 dBFS)."""
+
+
+class Finding(Protocol):
+    """What a backend found at one cut of the sound. curve: [31] agreement at lags -15 ... 15, higher is better."""
+
+    @property
+    def curve(self) -> np.ndarray: ...
+
+    @property
+    def lag(self) -> int: ...
+
+    @property
+    def confidence(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -98,7 +111,7 @@ def corrected(clip: Clip, mouth: Mouth, first: int, last: int, lag: int) -> Agre
     return agreement(mouth, sound, lag)
 
 
-def result(found: Agreement, after: Agreement | None) -> Result:
+def result(found: Finding, after: Finding | None) -> Result:
     """Measures and evidence of the clip as it came and as corrected."""
     measures = {
         "sync_confidence": found.confidence,
