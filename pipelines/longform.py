@@ -6,6 +6,7 @@ The paper's SFT set holds 5,406 samples longer than 20 s, 41 s on average (A.1).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ from pipelines.progress import Bar
 Row = dict[str, Any]
 OFFSET_SPREAD = 1
 """Frames by which the measured offsets of joined clips may differ: one correction must fit all."""
+UNSPACED = re.compile("[\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef]")
+"""Chinese and Japanese characters and their punctuation."""
 COLUMNS = (
     "clip_id", "source_id", "scene", "start_s", "end_s", "sync_offset_frames", "crop_x", "crop_y", "crop_side",
     "transcript", "encode_status",
@@ -61,8 +64,17 @@ def joined_row(run: Sequence[Mapping[str, Any]]) -> Row:
     offset = int(np.median([c["sync_offset_frames"] or 0 for c in run]))
     ends = {"start_s": run[0]["start_s"], "end_s": run[-1]["end_s"]}
     crop = {"crop_x": max(0.0, x), "crop_y": max(0.0, y), "crop_side": side}
-    text = " ".join(c["transcript"] for c in run if c["transcript"])
+    text = joined_text([c["transcript"] for c in run if c["transcript"]])
     return {**ends, **crop, "source_id": run[0]["source_id"], "sync_offset_frames": offset, "transcript": text}
+
+
+def joined_text(parts: Sequence[str]) -> str:
+    """`parts` with a space between them, but between two characters of a script that writes none."""
+    out = ""
+    for part in parts:
+        spaced = bool(out) and bool(part) and not (UNSPACED.match(out[-1]) and UNSPACED.match(part[0]))
+        out += " " * spaced + part
+    return out
 
 
 def joined_id(run: Sequence[Mapping[str, Any]]) -> str:
