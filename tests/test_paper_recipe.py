@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,3 +124,19 @@ def test_the_papers_bounds() -> None:
         assert found["overlay_text"].bound(backends["overlay"]) == 0
         assert found["spoken_language"].bound(backends["transcribe"]) == ["en", "zh"]
         assert found["face_identity"].bound(backends["speakers"]) == 0
+
+
+def test_importing_the_papers_libraries_reaches_for_no_network() -> None:
+    """bitsandbytes, which diffusers imports where it is installed, would fetch code from a hub at import."""
+    code = (
+        "import socket, sys\n"
+        "def refused(*given): raise AssertionError(f'a connection to {given}')\n"
+        "socket.socket.connect = socket.socket.connect_ex = refused\n"
+        "socket.getaddrinfo = refused\n"
+        "import models.ltx_vae, models.thinker\n"
+        "import huggingface_hub.constants as hub\n"
+        "assert hub.HF_HUB_OFFLINE\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and done.stderr == ""
