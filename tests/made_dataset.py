@@ -21,7 +21,7 @@ from pipelines.recipe import load_profile
 Row = dict[str, Any]
 BACKENDS = {
     "speech": "silero", "speakers": "centerface", "sync": "correlation", "quality": "piqe", "duplicates": "dct3",
-    "overlay": "rapidocr", "denoise": "noisereduce", "transcribe": "whisper-funasr", "encode": "bundled",
+    "overlay": "rapidocr", "denoise": "noisereduce", "transcribe": "whisper-paraformer", "encode": "bundled",
     "preview": "h264",
 }  # fmt: skip
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>&amp;\"'.mp4"
