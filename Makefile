@@ -41,7 +41,7 @@ types: install-dev
 	$(BIN)/mypy manifests models curation training inference pipelines
 
 test: lint types
-	$(BIN)/python -m pytest --durations=12
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=12
 
 bench: install-dev
 	$(BIN)/python -m benchmarks.judge
