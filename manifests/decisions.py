@@ -11,7 +11,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,7 +24,7 @@ WITHDRAW = "withdraw"
 """Takes an earlier decision back; what was decided before it holds again."""
 CHOICES = (KEEP, REJECT, WITHDRAW)
 MAX_REASON = 500
-_REVIEWER = re.compile(r"^[\w.@+ -]{1,80}$")
+_REVIEWER = re.compile(r"[\w.@+ -]{1,80}")
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,13 @@ class Decision:
 
     def __post_init__(self) -> None:
         """Raises ValueError for a choice, reviewer or reason that cannot be."""
+        for text in (getattr(self, one.name) for one in fields(self) if one.name != "failing"):
+            if not isinstance(text, str):
+                raise ValueError(f"a decision is made of texts, not of {text!r}")
+            text.encode()  # a lone surrogate is no text
         if self.choice not in CHOICES:
             raise ValueError(f"a decision is one of {', '.join(CHOICES)}, not {self.choice!r}")
-        if not _REVIEWER.match(self.reviewer):
+        if not _REVIEWER.fullmatch(self.reviewer):
             raise ValueError(f"reviewer {self.reviewer!r}: give 1 to 80 letters, digits, spaces or . @ + _ -")
         if len(self.reason) > MAX_REASON:
             raise ValueError(f"a reason has at most {MAX_REASON} characters")

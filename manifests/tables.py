@@ -150,12 +150,16 @@ def lookup(store: Store, table: Table, ids: Sequence[str], columns: Sequence[str
     Raises DatasetError for a part that cannot be read, FileNotFoundError when the table is compacted meanwhile.
     """
     wanted = list(columns) if columns is not None else list(table.schema.names)
-    names = [*wanted, *(name for name in (*table.key, *table.sort) if name not in wanted)]
-    pieces = [_lookup_part(store, table, part, sorted(ids), list(dict.fromkeys(names))) for part in parts(store, table)]
+    needed = (*table.key, *table.sort, *(("scene",) if table is CLIPS_TABLE else ()))
+    names = list(dict.fromkeys((*wanted, *needed)))
+    pieces = [_lookup_part(store, table, part, sorted(ids), names) for part in parts(store, table)]
     if not pieces:
         return pa.schema([table.schema.field(c) for c in wanted]).empty_table()
-    whole = pa.concat_tables(pieces, promote_options="default")
-    return _latest(whole, table.key).sort_by([(c, "ascending") for c in table.sort]).select(wanted)
+    whole = _latest(pa.concat_tables(pieces, promote_options="default"), table.key)
+    whole = whole.sort_by([(c, "ascending") for c in table.sort])
+    if table is CLIPS_TABLE:
+        whole = whole.filter(pc.fill_null(pc.not_equal(whole["scene"], RETIRED), True))
+    return whole.select(wanted)
 
 
 def _lookup_part(store: Store, table: Table, name: str, ids: Sequence[str], columns: list[str]) -> pa.Table:

@@ -78,7 +78,11 @@ def catalogue() -> dict[str, Weights]:
     own = models_dir() / CATALOGUE
     if not own.is_file():
         return _shipped()
-    return {**_shipped(), **read_catalogue(own.read_text(), str(own))}
+    try:
+        text = own.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{own} is not valid TOML: {error}") from None
+    return {**_shipped(), **read_catalogue(text, str(own))}
 
 
 @cache

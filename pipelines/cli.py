@@ -46,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--profile", default=PROFILES, help=f"profiles by name or TOML file (default: {PROFILES})")
     report.add_argument("-o", "--output", metavar="DIR", help="folder or URL of the report (default: DATASET/report)")
     report.add_argument("--against", metavar="B", help="show what changed against another dataset or profile")
+    _calibrate_arguments(command("calibrate", "what reviews say about each bound, and which clips to review next"))
+    _review_arguments(command("review", "a local page to look at clips, move bounds and decide"))
     command("verify", "hash everything again and cross-check tables, samples and shards")
     models = commands.add_parser("models", help="weights: list, fetch, verify", description="Weights of the models.")
     add_arguments(models)
@@ -75,6 +77,31 @@ def _curate_arguments(sub: argparse.ArgumentParser) -> None:
         "--change-recipe", action="store_true", help="measure again what another recipe measures otherwise"
     )
     _pack_arguments(sub)
+
+
+def _calibrate_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--profile", required=True, metavar="P", help="the profile, by name or TOML file")
+    sub.add_argument("--draw", type=int, default=40, metavar="N", help="clips to draw for review (default: 40)")
+    sub.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
+    sub.add_argument(
+        "--cost", type=float, default=4.0, metavar="C", help="good clips that a bad clip kept is worth (default: 4)"
+    )
+    sub.add_argument(
+        "--width",
+        type=float,
+        default=0.1,
+        metavar="W",
+        help="open share at which a bound counts as settled (default: 0.1)",
+    )
+    sub.add_argument("--decisions", default="", metavar="P", help="decisions made under another profile")
+    sub.add_argument("--save", default="", metavar="NAME", help="write profiles/NAME.toml with the suggested bounds")
+
+
+def _review_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--profile", default="", help="more profiles by TOML file, comma-separated")
+    sub.add_argument("--host", default="127.0.0.1", help="where to listen; elsewhere than here it asks for a token")
+    sub.add_argument("--port", type=int, default=8321, help="0 for any free one (default: 8321)")
+    sub.add_argument("--reviewer", help="who decides (default: the user of this machine)")
 
 
 def _pack_arguments(sub: argparse.ArgumentParser) -> None:
@@ -260,8 +287,38 @@ def _report(options: argparse.Namespace) -> int:
 
     out = _named(options.output, "-o") if options.output is not None else None
     profiles = load_profile_list(options.profile)
-    found = write_report(_named(options.dataset, "the dataset"), profiles, out, options.against)
+    found = write_report(_named(options.dataset, "the dataset"), profiles, out, options.against, options.quiet)
     print_summary(found, options.json)
+    return EXIT_DONE
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    from pipelines.calibrate import Asked, run
+    from pipelines.calibration.finding import Aim
+
+    if not (0 < options.cost < float("inf") and 0 < options.width < 1):
+        raise UsageError("--cost must be above 0 and --width between 0 and 1")
+    if options.draw < 0 or options.seed < 0:
+        raise UsageError("--draw and --seed must be 0 or more")
+    store, recipe, profiles = _open(options)
+    if len(profiles) != 1:
+        raise UsageError("calibrate takes one profile")
+    aim = Aim(options.cost, options.width)
+    asked = Asked(aim, options.draw, options.seed, options.decisions, options.save)
+    run(store, profiles[0], recipe.backends, asked, options.json)
+    return EXIT_DONE
+
+
+def _review(options: argparse.Namespace) -> int:
+    from pipelines.review.serve import Asked, serve
+
+    if options.json:
+        raise UsageError("review is for people; leave --json out, and use export for machines")
+    profiles = tuple(name.strip() for name in options.profile.split(",") if name.strip())
+    serve(
+        Asked(_named(options.dataset, "the dataset"), profiles, options.reviewer, options.host, options.port),
+        options.quiet,
+    )
     return EXIT_DONE
 
 

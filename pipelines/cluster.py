@@ -25,6 +25,11 @@ KILLS = 3
 """A task that took this many workers with it is not tried again."""
 
 
+def here(where: str | None) -> bool:
+    """Whether the workers that `open_cluster` opens are on this machine."""
+    return where is None or where.isdecimal()
+
+
 @contextlib.contextmanager
 def open_cluster(where: str | None) -> Iterator[Any]:
     """A `distributed.Client`. where: None = a local worker a core, a number = so many, else an address.
@@ -39,7 +44,7 @@ def open_cluster(where: str | None) -> Iterator[Any]:
         "distributed.admin.large-graph-warning-threshold": "100MB",
     }
     with dask.config.set(settings), contextlib.ExitStack() as stack:
-        if where is not None and not where.isdecimal():
+        if where is not None and not here(where):
             try:
                 client = stack.enter_context(Client(where, timeout=CONNECT_S, set_as_default=False))
             except (OSError, ValueError) as error:

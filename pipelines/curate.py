@@ -23,13 +23,14 @@ import pyarrow.compute as pc
 from curation.duplicates import near_duplicates
 from manifests import dataset
 from manifests.errors import DatasetError, UsageError
+from manifests.records import CLIP_STAGES
 from manifests.store import Store
 from manifests.tables import CLIPS_TABLE, RUNS_TABLE, SAMPLES_TABLE, SOURCES_TABLE, append, compact, is_compact, read
 from manifests.verdicts import Profile, profile_content
 from pipelines import judge, longform, measure, register
-from pipelines.cluster import open_cluster
+from pipelines.cluster import here, open_cluster
 from pipelines.funnel import funnel
-from pipelines.models_used import models_notes, models_used, require_models
+from pipelines.models_used import models_notes, models_used, require_devices, require_models
 from pipelines.pack import PackOptions, pack
 from pipelines.recipe import Recipe, build_stages, dependants, fingerprints
 from pipelines.sources import SourceRequest
@@ -59,6 +60,8 @@ def curate(root: str, requests: Sequence[SourceRequest], options: CurateOptions)
     store = Store(root)
     register.check_listed(store, requests)
     require_models(options.recipe)
+    if here(options.cluster):
+        require_devices(options.recipe)
     prints = fingerprints(options.recipe)
     facts = _checked(store, options, prints)
     with open_cluster(options.cluster) as client, locked(store):
@@ -76,6 +79,7 @@ def curate(root: str, requests: Sequence[SourceRequest], options: CurateOptions)
             options.profiles,
             exhaustive=options.exhaustive,
             retry_failed=options.retry_failed,
+            readers={stage: dependants(options.recipe, {stage}) - {stage} for stage in CLIP_STAGES},
             sources=_ids(store, listed),
         )
         measure.measure_clips(client, store, plan, todo, options.quiet)

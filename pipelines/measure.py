@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
@@ -77,10 +77,12 @@ def pending(
     *,
     exhaustive: bool = False,
     retry_failed: bool = False,
+    readers: Mapping[str, Collection[str]] | None = None,
     sources: set[str] | None = None,
 ) -> Pending:
     """What a run must measure: stages without a current run, and skipped ones that no longer should be.
 
+    readers: the stages that read each stage, directly or not; they are tried again with one that failed.
     sources: ids of the sources asked for, all by default. Runs are current when their fingerprint is.
     """
     clips = read(store, CLIPS_TABLE)
@@ -88,7 +90,7 @@ def pending(
     keys = pc.binary_join_element_wise(runs["stage"].cast(pa.string()), runs["fingerprint"].cast(pa.string()), " ")
     current = pc.is_in(keys, pa.array([f"{stage} {fingerprints[stage]}" for stage in CLIP_STAGES]))
     if retry_failed:
-        current = pc.and_(current, pc.not_equal(runs["status"].cast(pa.string()), "failed"))
+        current = pc.and_(current, pc.invert(_to_retry(runs, current, readers or {})))
     done = _held(runs.filter(current).select(["clip_id", "stage"]), clips, store)
     counted = done.group_by("clip_id").aggregate([("stage", "count")])
     complete = counted.filter(pc.equal(counted["stage_count"], len(CLIP_STAGES)))["clip_id"]
@@ -100,6 +102,18 @@ def pending(
         asked = np.asarray(pc.is_in(clips["source_id"], pa.array(sorted(sources), pa.string())))
     rows = np.flatnonzero((lacking | unskip) & asked)
     return Pending(clips, rows, _wanted(clips, rows, done, unskip), kept)
+
+
+def _to_retry(runs: pa.Table, current: Any, readers: Mapping[str, Collection[str]]) -> Any:
+    """Mask of the current runs that failed, and of those that had to do without what such a one should have found."""
+    stages = runs["stage"].cast(pa.string())
+    again = failed = pc.and_(current, pc.equal(runs["status"].cast(pa.string()), "failed"))
+    for stage, after in readers.items():
+        clips = runs.filter(pc.and_(failed, pc.equal(stages, stage)))["clip_id"].combine_chunks()
+        if len(clips) and after:
+            theirs = pc.and_(pc.is_in(runs["clip_id"], clips), pc.is_in(stages, pa.array(sorted(after), pa.string())))
+            again = pc.or_(again, theirs)
+    return again
 
 
 def kept_by_people(store: Store, profiles: Sequence[Profile]) -> frozenset[str]:

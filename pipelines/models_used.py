@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from manifests.errors import ModelError
+from models.device import AUTO, CPU, onnx_providers, torch_device
 from models.lock import identity
 from models.weights import ENV, catalogue, entry, missing, models_dir, require
 from pipelines.recipe import Recipe, build_stages
@@ -29,6 +30,17 @@ def stages_by_model(recipe: Recipe) -> dict[str, list[str]]:
 def require_models(recipe: Recipe) -> None:
     """Raises one ModelError that names every model of `recipe` that is not here, and the command that fetches them."""
     require(list(stages_by_model(recipe)))
+
+
+def require_devices(recipe: Recipe) -> None:
+    """Raises ModelError where this machine lacks a device on which `recipe` insists."""
+    for stage in build_stages(recipe).values():
+        device = getattr(stage, "device", CPU)
+        if device in (AUTO, CPU):
+            continue
+        torch_device(device)
+        if any(file.path.endswith(".onnx") for name in stage.weights() for file in entry(name).files):
+            onnx_providers(device)
 
 
 def models_used(recipe: Recipe) -> list[Row]:

@@ -5,6 +5,7 @@ A worker opens models on first use and keeps them; it writes sample tars itself,
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 import time
@@ -21,6 +22,7 @@ from manifests.records import ALWAYS_MEASURED, CLIP_STAGES, clip_id, file_digest
 from manifests.samples import Sample, load_samples, sample_bytes, sample_digest, write_tar
 from manifests.store import Store
 from manifests.verdicts import REJECT, Profile, judge_row, parse_profile
+from models.lock import identity
 from pipelines.recipe import prints_of, stages_of
 
 READ_BYTES = 1 << 22
@@ -149,9 +151,25 @@ def _stages(task: Mapping[str, Any]) -> dict[str, Stage]:
     if unlike:
         raise ModelError(
             f"worker {platform.node()} has other software or weights for {', '.join(unlike)} than the machine that "
-            "started the run; install the same packages and weights there (xstreamer models verify)"
+            "started the run; install the same packages and weights there (xstreamer models verify), then restart it"
         )
+    replaced = _replaced(task["recipe"])
+    if replaced:
+        raise ModelError(f"worker {platform.node()} still holds older weights of {', '.join(replaced)}; restart it")
     return stages_of(task["recipe"])
+
+
+@functools.cache
+def _first_seen(model: str) -> str:
+    """What `model` was when this process first ran a recipe with it, which is what its loaders hold."""
+    return identity([model])
+
+
+@functools.lru_cache(maxsize=8)
+def _replaced(recipe: str) -> list[str]:
+    """Models of a recipe (JSON) whose files were replaced since this process may have loaded them."""
+    models = dict.fromkeys(name for stage in stages_of(recipe).values() for name in stage.weights())
+    return [name for name in models if _first_seen(name) != identity([name])]
 
 
 def _clip(source: Mapping[str, Any], order: Mapping[str, Any], stages: Mapping[str, Stage], decode: Any) -> Clip:
@@ -181,7 +199,8 @@ def measure_clip(
     """Runs the stages in `wanted` in funnel order; (run rows, what stages of FOLDERS made, by stage).
 
     Once every profile of `profiles` rejects the clip on what was measured, the stages that are not always
-    measured are skipped. A stage that raises is recorded as failed; the others go on.
+    measured are skipped. A stage that raises is recorded as failed; the others go on. Raises ModelError, which is
+    no fault of the clip: its model or device is not there or not right, and so for every clip.
     """
     runs: list[Row] = []
     files: dict[str, Sample] = {}
@@ -220,6 +239,8 @@ def _run(stage: Stage, clip: Clip) -> tuple[str, str | None, Result]:
         return "ok", None, stage.measure(clip)
     except Unmeasured as reason:
         return "unmeasured", one_line(reason), Result(getattr(reason, "measures", {}))
+    except ModelError:
+        raise
     except Exception as error:  # one clip's fault must not end the run; it is recorded and counted
         return "failed", one_line(error), Result({})
 

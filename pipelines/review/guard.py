@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hmac
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
+
+from manifests.errors import one_line
+from pipelines.review.hosts import is_loopback
 
 COOKIE = "xstreamer_review"
 HEADERS = {
@@ -36,14 +39,15 @@ class Guard:
     token: str = ""
 
     async def __call__(self, request: Request, call_next: Next) -> Response:
-        refused = self._refusal(request)
-        if refused is None and self.token and "token" in request.query_params:
-            refused = self._signed_in(request)
-        response = refused if refused is not None else await call_next(request)
+        response = self._refusal(request)
+        if response is None and self.token and "token" in request.query_params:
+            response = self._signed_in(request)
+        if response is None:
+            response = await _answered(request, call_next)
         for name, value in HEADERS.items():
             response.headers.setdefault(name, value)
-        if request.url.path.startswith("/api/"):
-            response.headers.setdefault("Cache-Control", "no-store")
+        kept = "no-store" if request.url.path.startswith("/api/") else "no-cache"
+        response.headers.setdefault("Cache-Control", kept)
         return response
 
     def _refusal(self, request: Request) -> Response | None:
@@ -52,42 +56,45 @@ class Guard:
             return _error(403, f"host {host[:100]!r} is not this machine; open http://127.0.0.1")
         if self.token and not self._known(request):
             return _error(401, "a token is needed; open the address that xstreamer review printed")
-        if request.method not in SAFE:
-            if not same_origin(request):
-                return _error(403, "only the page itself may write; reload it")
-            if int(request.headers.get("content-length") or 0) > MAX_BODY:
-                return _error(413, f"at most {MAX_BODY} bytes")
-            if request.headers.get("content-type", "").split(";")[0] != "application/json":
-                return _error(415, "send JSON")
+        if request.method in SAFE:
+            return _error(403, "pages of other sites get nothing here") if _embedded_elsewhere(request) else None
+        if not same_origin(request):
+            return _error(403, "only the page itself may write; reload it")
+        length = request.headers.get("content-length") or "0"
+        if not length.isdecimal() or int(length) > MAX_BODY:
+            return _error(413, f"at most {MAX_BODY} bytes")
+        if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+            return _error(415, "send JSON")
         return None
 
     def _known(self, request: Request) -> bool:
         given = request.query_params.get("token") or request.cookies.get(COOKIE, "")
-        return hmac.compare_digest(given.encode(), self.token.encode())
+        return hmac.compare_digest(given.encode(errors="replace"), self.token.encode())
 
     def _signed_in(self, request: Request) -> Response:
-        """The same page with the token in a cookie and no longer in the address."""
-        response = RedirectResponse(request.url.path, 303)
-        response.set_cookie(COOKIE, self.token, httponly=True, samesite="strict")
+        """The page with the token in a cookie and no longer in the address."""
+        response = RedirectResponse("/", 303)
+        response.set_cookie(COOKIE, self.token, httponly=True, samesite="lax")  # lax: a link in a chat opens it too
         return response
+
+
+async def _answered(request: Request, call_next: Next) -> Response:
+    """The answer; an error that nobody foresaw is one line to the page and a trace to who runs the server."""
+    try:
+        return await call_next(request)
+    except Exception as error:
+        logging.getLogger(__name__).exception("%s %s", request.method, request.url.path)
+        return _error(500, f"unexpected {one_line(error)}; see where xstreamer review runs, and report it")
 
 
 def _error(status: int, message: str) -> JSONResponse:
     return JSONResponse({"error": message}, status)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a Host header names this machine's loopback."""
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return False
-    if name == "localhost":
-        return True
-    try:
-        return ip_address(name).is_loopback
-    except ValueError:
-        return False
+def _embedded_elsewhere(request: Request) -> bool:
+    """Whether a page of another origin asks; only following a link to the front page is let in from there."""
+    other = request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+    return other and not (request.url.path == "/" and request.headers.get("sec-fetch-mode") == "navigate")
 
 
 def same_origin(request: Request) -> bool:

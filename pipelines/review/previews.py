@@ -16,11 +16,12 @@ MEDIA = {"mp4": "video/mp4", "jpg": "image/jpeg"}
 
 @dataclass(frozen=True)
 class Member:
-    """Where a file lies. path: of the tar in the dataset; offset, size: bytes."""
+    """Where a file lies. path: of the tar in the dataset; offset, size: bytes; tag: changes when the tar does."""
 
     path: str
     offset: int
     size: int
+    tag: str
 
 
 class Previews:
@@ -28,11 +29,12 @@ class Previews:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._contents: OrderedDict[str, dict[str, Member]] = OrderedDict()
+        self._contents: OrderedDict[str, tuple[str, dict[str, Member]]] = OrderedDict()
         self._lock = threading.Lock()
 
     def find(self, tar: str, clip_id: str, extension: str) -> Member | None:
-        """The member, None when the tar is gone, damaged or lacks it. `tar` is a name of the clips table."""
+        """The member, None when the tar is gone, damaged, no file of this dataset, or lacks it. tar: a name out of
+        the clips table."""
         path = f"previews/{tar}"
         try:
             contents = self._listed(path)
@@ -41,39 +43,39 @@ class Previews:
         return contents.get(f"{clip_id}.{extension}")
 
     def read(self, member: Member, start: int, length: int) -> bytes:
-        """`length` bytes of the member from `start` on. Raises OSError when the tar is gone."""
+        """`length` bytes of the member from `start` on. Raises OSError when the tar is gone or cut off."""
         with self._store.open(member.path) as file:
             file.seek(member.offset + start)
-            return file.read(min(length, member.size - start))
+            found = file.read(length)
+        if len(found) != length:
+            raise OSError(f"{member.path} is cut off")
+        return found
 
     def _listed(self, path: str) -> dict[str, Member]:
-        size = self._store.size(path)
-        key = f"{path} {size}"
+        stamp = self._stamp(path)
         with self._lock:
-            if key in self._contents:
-                self._contents.move_to_end(key)
-                return self._contents[key]
+            known = self._contents.get(path)
+            if known and known[0] == stamp:
+                self._contents.move_to_end(path)
+                return known[1]
         with self._store.open(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            found = {one.name: Member(path, one.offset_data, one.size) for one in tar if one.isfile()}
+            found = {
+                one.name: Member(path, one.offset_data, one.size, f"{stamp}-{one.offset_data}")
+                for one in tar
+                if one.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
+            }
         with self._lock:
-            self._contents[key] = found
+            self._contents[path] = stamp, found
             while len(self._contents) > OPEN_TARS:
                 self._contents.popitem(last=False)
         return found
 
-
-def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """(first, last) byte that a Range header asks for (RFC 9110, 14.2), the whole file without one or with one that
-    is to be ignored (several ranges, another unit); None where nothing of it can be satisfied."""
-    whole = (0, size - 1)
-    if not header or not header.startswith("bytes=") or "," in header:
-        return whole
-    first, dash, last = header.removeprefix("bytes=").strip().partition("-")
-    if not dash or not all(part == "" or (part.isascii() and part.isdecimal()) for part in (first, last)):
-        return whole
-    if not first:
-        return (max(0, size - int(last)), size - 1) if last and int(last) and size else None
-    start, end = int(first), min(int(last), size - 1) if last else size - 1
-    if last and int(last) < start:
-        return whole
-    return (start, end) if start < size else None
+    def _stamp(self, path: str) -> str:
+        """Changes when the file does. Raises OSError where it is gone or leads out of the dataset."""
+        if self._store.remote:
+            return f"{self._store.size(path):x}"
+        place = self._store.local(path)
+        if not place.resolve().is_relative_to(self._store.local("previews").resolve()):
+            raise OSError(f"{path} leads out of the dataset")
+        facts = place.stat()
+        return f"{facts.st_size:x}-{facts.st_mtime_ns:x}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.errors import UsageError
-from manifests.verdicts import KEEP, REJECT, UNDECIDED, Profile, Rule
-from pipelines.review.snapshot import NUMERIC, Snapshot
+from manifests.verdicts import KEEP, REJECT, UNDECIDED, Profile, Rule, parse_profile, profile_content
+from pipelines.review.snapshot import NUMERIC, WHOLE, Snapshot
 
 NEAR = 0.05
 """A clip is near a bound when it lies within this share of the measure's spread (5th to 95th percentile)."""
@@ -20,10 +20,15 @@ BINS = 60
 PER_PAGE = 60
 
 
+VERDICTS = (KEEP, REJECT, UNDECIDED)
+MOST = 1e12
+"""A bound beyond it is none."""
+
+
 @dataclass(frozen=True)
 class Judged:
-    """A snapshot under a profile. fails, unmet: [n] uint8, how many rules; codes: [n] int8, place in VERDICTS once
-    people's decisions stand over the rules; rules: masks by rule."""
+    """A snapshot under a profile. fails, unmet: [n] uint8, how many rules; codes: [n] int8, place in VERDICTS, with
+    people's decisions over the rules where these were given; rules: masks by rule."""
 
     fails: np.ndarray
     unmet: np.ndarray
@@ -31,19 +36,18 @@ class Judged:
     rules: Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
-VERDICTS = (KEEP, REJECT, UNDECIDED)
-
-
 @dataclass(frozen=True)
 class Filter:
     """Which clips. verdict: one of VERDICTS; rule: fails it; only: fails nothing else; near: rule near whose bound
-    it lies; decided: by people, or by nobody; source: id; language; text: in the transcript. "" or None: any."""
+    it lies; decided: by people, or by nobody; listed: in the list of clips to review next; source: id; language; text:
+    in the transcript. "" or None: any."""
 
     verdict: str = ""
     rule: str = ""
     only: bool = False
     near: str = ""
     decided: bool | None = None
+    listed: bool = False
     source: str = ""
     language: str = ""
     text: str = ""
@@ -56,7 +60,6 @@ class Page:
     places: list[int]
     total: int
     seconds: float
-    judged: Judged = field(repr=False)
 
 
 def with_bounds(profile: Profile, bounds: Mapping[str, Any], backends: Mapping[str, str]) -> Profile:
@@ -72,24 +75,34 @@ def _moved(rule: Rule, bounds: Mapping[str, Any], backends: Mapping[str, str]) -
     if rule.name not in bounds:
         return rule
     value = bounds[rule.name]
-    if rule.test not in ("equals", "in") and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise UsageError(f"rule {rule.name!r}: {value!r} is no number")
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, int | float) and not abs(one) <= MOST:
+            raise UsageError(f"rule {rule.name!r}: {str(one)[:40]} is no bound")
     key = "" if "" in rule.bounds else backends[rule.stage]
-    return replace(rule, bounds={**rule.bounds, key: value})
+    moved = replace(rule, bounds={**rule.bounds, key: value})
+    parse_profile(profile_content(Profile("moved", (moved,))), "the page")  # refuses what does not fit the measure
+    return moved
 
 
-def judge_snapshot(snapshot: Snapshot, profile: Profile, decided: Mapping[int, str]) -> Judged:
-    """Verdicts of every clip; `decided`: {place: what people decided}."""
+def judge_snapshot(snapshot: Snapshot, profile: Profile) -> Judged:
+    """Verdicts of every clip by the rules alone."""
     fails, unmet = np.zeros(len(snapshot), np.uint8), np.zeros(len(snapshot), np.uint8)
     rules = {}
     for rule in profile.rules:
         failing, lacking = rules[rule.name] = snapshot.masks(rule)
         fails += failing
         unmet += lacking
-    codes = np.where(fails > 0, 1, np.where(unmet > 0, 2, 0)).astype(np.int8)
-    if decided:
-        codes[list(decided)] = [VERDICTS.index(choice) for choice in decided.values()]
+    codes = np.where(fails > 0, np.int8(1), np.where(unmet > 0, np.int8(2), np.int8(0)))
     return Judged(fails, unmet, codes, rules)
+
+
+def decided_over(judged: Judged, decided: Mapping[int, str]) -> Judged:
+    """`judged` with what people decided over it, {place: keep or reject}."""
+    if not decided:
+        return judged
+    codes = judged.codes.copy()
+    codes[list(decided)] = [VERDICTS.index(choice) for choice in decided.values()]
+    return replace(judged, codes=codes)
 
 
 def counts(snapshot: Snapshot, judged: Judged) -> dict[str, Any]:
@@ -116,26 +129,33 @@ def page(
     *,
     decided: Mapping[int, str],
     backends: Mapping[str, str],
+    listed: Sequence[int] = (),
     sort: str = "",
     descending: bool = False,
     number: int = 0,
     per_page: int = PER_PAGE,
 ) -> Page:
-    """The clips of `wanted`, sorted by measure `sort` (those without a value last), by id without it.
+    """The clips of `wanted`, sorted by measure `sort` (those without a value last), without it by id, or as listed.
 
-    Raises UsageError for a rule, verdict or measure that is none.
+    decided: {place: what people decided}; listed: places to review next. Raises UsageError for a rule, verdict or
+    measure that is none.
     """
     mask = _chosen(snapshot, profile, judged, wanted, decided, backends)
+    if wanted.listed:
+        chosen = np.array(list(dict.fromkeys(listed)), np.int64)
+        chosen = chosen[mask[chosen]]
+        mask = np.zeros_like(mask)
+        mask[chosen] = True
     total = int(np.count_nonzero(mask))
-    places = np.flatnonzero(mask)
+    places = chosen if wanted.listed and not sort else np.flatnonzero(mask)
     if sort:
         places = places[_first(_key(snapshot, sort, descending)[places], (number + 1) * per_page)]
     shown = places[number * per_page : (number + 1) * per_page]
-    return Page([int(at) for at in shown], total, float(snapshot.seconds[mask].sum(dtype=np.float64)), judged)
+    return Page([int(at) for at in shown], total, float(snapshot.seconds[mask].sum(dtype=np.float64)))
 
 
 def _key(snapshot: Snapshot, measure: str, descending: bool) -> np.ndarray:
-    if measure not in (*NUMERIC, "duration_s"):
+    if measure not in NUMERIC:
         raise UsageError(f"cannot sort by {measure!r}; choose a numeric measure")
     values = snapshot.values(measure)
     return np.where(np.isnan(values), np.inf, -values if descending else values)
@@ -174,7 +194,8 @@ def _chosen(
         people[list(decided)] = True
         mask &= people == wanted.decided
     if wanted.source:
-        mask &= snapshot.source == (snapshot.sources.index(wanted.source) if wanted.source in snapshot.sources else -1)
+        code = snapshot.source_code(wanted.source)
+        mask &= snapshot.ids.source == (-1 if code is None else code)
     if wanted.language:
         spoken = snapshot.table["spoken_language"].cast(pa.string())
         mask &= np.asarray(pc.fill_null(pc.equal(spoken, wanted.language), False))
@@ -193,10 +214,10 @@ def _rule(profile: Profile, name: str) -> Rule:
 def near(snapshot: Snapshot, rule: Rule, backends: Mapping[str, str]) -> np.ndarray:
     """[n] bool: clips whose measure lies near the bound of `rule`; none where the bound is no number."""
     edges = _edges(rule, backends)
-    if rule.measure not in (*NUMERIC, "duration_s") or not edges:
+    if rule.measure not in NUMERIC or not edges:
         return np.zeros(len(snapshot), bool)
     values = snapshot.values(rule.measure)
-    low, high = spread(values)
+    low, high = snapshot.spread(rule.measure)
     reach = NEAR * (high - low)
     with np.errstate(invalid="ignore"):
         return np.any([np.abs(values - edge) <= reach for edge in edges], axis=0)
@@ -213,36 +234,26 @@ def _edges(rule: Rule, backends: Mapping[str, str]) -> list[float]:
     return [-float(bound), float(bound)] if rule.test == "within" else [float(bound)]
 
 
-def spread(values: np.ndarray) -> tuple[float, float]:
-    """5th and 95th percentile of the values that are there; (0, 0) without any."""
-    known = values[~np.isnan(values)]
-    if not len(known):
-        return 0.0, 0.0
-    low, high = np.percentile(known, [5, 95])
-    return float(low), float(high)
-
-
-def histogram(snapshot: Snapshot, measure: str, within: np.ndarray | None = None) -> dict[str, Any]:
-    """{"edges" [BINS + 1], "counts" [BINS], "missing", "low", "high"} of a numeric measure; outliers beyond 4 times
-    the spread are in the end bins. within: [n] bool, count only these."""
+def histogram(snapshot: Snapshot, measure: str) -> dict[str, Any]:
+    """{"edges" [k + 1], "counts" [k], "missing", "low", "high", "whole"} of a numeric measure: a bin a number where it
+    counts and few numbers occur, else BINS; outliers beyond 4 times the spread are in the end bins."""
     values = snapshot.values(measure)
-    values = values if within is None else values[within]
-    known = values[~np.isnan(values)]
-    missing = int(len(values) - len(known))
+    known = values[np.isfinite(values)]
+    whole = measure in WHOLE
+    facts = {"missing": int(len(values) - len(known)), "whole": whole}
     if not len(known):
-        return {"edges": [], "counts": [], "missing": missing, "low": None, "high": None}
-    low, high = spread(known)
+        return {"edges": [], "counts": [], "low": None, "high": None, **facts}
+    low, high = snapshot.spread(measure)
     room = 4 * (high - low)
-    first, last = max(float(known.min()), low - room), min(float(known.max()), high + room)
-    last = last if last > first else first + 1.0
-    found, edges = np.histogram(np.clip(known, first, last), BINS, (first, last))
-    return {
-        "edges": [round(float(edge), 6) for edge in edges],
-        "counts": found.tolist(),
-        "missing": missing,
-        "low": float(known.min()),
-        "high": float(known.max()),
-    }
+    smallest, largest = float(known.min()), float(known.max())
+    first, last = max(smallest, low - room), min(largest, high + room)
+    if whole and largest - smallest < BINS:
+        first, last, bins = smallest - 0.5, largest + 0.5, round(largest - smallest) + 1
+    else:
+        bins, last = BINS, last if last > first else first + 1.0
+    found, edges = np.histogram(np.clip(known, first, last), bins, (first, last))
+    shown = [round(float(edge), 6) for edge in edges]
+    return {"edges": shown, "counts": found.tolist(), "low": smallest, "high": largest, **facts}
 
 
 def failing_rules(judged: Judged, place: int) -> tuple[list[str], list[str]]:

@@ -1,56 +1,61 @@
 // Sliders for the bounds of the profile, each under the histogram of its measure.
 
 import { aborted, ask } from "./api.js";
-import { $, colour, count, el, label, shown, surface, toast } from "./dom.js";
+import { $, colour, count, el, fill, label, named, shown, surface, toast } from "./dom.js";
 import { profileOf, state } from "./state.js";
 
-const STEPS = 400;
+const STEPS = 200;
 const spreads = new Map();
 
 export function drawBounds(moved, released) {
   const rules = profileOf().rules;
   const fixed = rules.filter((rule) => !rule.slides);
-  $("bounds").replaceChildren(
-    ...rules.filter((rule) => rule.slides).map((rule) => slider(rule, moved, released)),
-    fixed.length > 0 && el("p", { class: "small muted" }, "Not sliders: ", fixed.map((rule) => `${label(rule.rule)} ${rule.words} ${shown(rule.bound)}`).join("; "), "."),
+  fill($("bounds"),
+    rules.filter((rule) => rule.slides).map((rule) => slider(rule, moved, released)),
+    fixed.length > 0 && el("p", { class: "small muted fixed-rules" }, "Without a slider: ", fixed.map((rule) => `${label(rule.rule)} ${rule.words} ${shown(rule.bound)}`).join("; "), "."),
   );
   if ($("bounds-panel").open) loadSpreads();
 }
 
 function slider(rule, moved, released) {
   const bound = state.bounds[rule.rule] ?? rule.bound;
-  const id = `bound-${rule.rule}`;
-  const canvas = el("canvas", { class: "spread", dataset: { rule: rule.rule }, role: "img", "aria-label": `Histogram of ${label(rule.measure)}` });
-  const range = el("input", { type: "range", id, value: bound, "aria-label": `${label(rule.rule)}, ${rule.words}`, disabled: true });
-  const number = el("input", { type: "number", class: "bound-number", value: bound, step: "any", "aria-label": `${label(rule.rule)}, ${rule.words}, as a number` });
+  const words = `${label(rule.rule)}, ${rule.words}`;
+  const unit = named(rule.measure)[1];
+  const canvas = el("canvas", { class: "spread-drawn", dataset: { rule: rule.rule }, role: "img", "aria-label": `Histogram of ${label(rule.measure)}` });
+  const range = el("input", { type: "range", id: `bound-${rule.rule}`, value: bound, "aria-label": words, disabled: true });
+  const number = el("input", { type: "number", class: "bound-number", id: `number-${rule.rule}`, value: bound, step: "any", "aria-label": `${words}, as a number` });
+  const box = el("div", { class: "bound", title: [rule.doc, rule.source].filter(Boolean).join(". ") },
+    el("div", { class: "row spread" }, el("span", { class: "bound-name" }, label(rule.rule)), el("span", { class: "small muted", id: `fails-${rule.rule}` })),
+    canvas, range,
+    el("div", { class: "row spread small" }, el("span", { class: "muted" }, unit ? `${rule.words} (${unit})` : rule.words), number));
   const set = (value, done) => {
     if (!Number.isFinite(value)) return;
     state.bounds[rule.rule] = value;
     if (value === rule.bound) delete state.bounds[rule.rule];
     range.value = number.value = value;
+    box.classList.toggle("moved", rule.rule in state.bounds);
     draw(canvas, rule);
     (done ? released : moved)();
   };
+  box.classList.toggle("moved", rule.rule in state.bounds);
   range.addEventListener("input", () => set(rounded(range.valueAsNumber), false));
   range.addEventListener("change", () => set(rounded(range.valueAsNumber), true));
   number.addEventListener("change", () => set(number.valueAsNumber, true));
-  return el("div", { class: "bound", title: `${rule.doc}. ${rule.source}` },
-    el("div", { class: "row spread" }, el("span", { class: "bound-name" }, label(rule.rule)), el("span", { class: "small muted", id: `fails-${rule.rule}` })),
-    canvas, range, el("div", { class: "row spread small" }, el("span", { class: "muted" }, rule.words), number));
+  return box;
 }
 
-const rounded = (value) => Number(value.toPrecision(5));
+const rounded = (value) => Number(value.toPrecision(6));
 
 export async function loadSpreads() {
   for (const rule of profileOf().rules.filter((one) => one.slides)) {
-    const canvas = document.querySelector(`canvas[data-rule="${CSS.escape(rule.rule)}"]`);
     try {
       if (!spreads.has(rule.measure)) spreads.set(rule.measure, await ask(`/api/histogram?measure=${encodeURIComponent(rule.measure)}`));
     } catch (error) {
       if (!aborted(error)) toast(error.message, true);
       return;
     }
-    if (!canvas?.isConnected) return;
+    const canvas = document.querySelector(`canvas[data-rule="${CSS.escape(rule.rule)}"]`);
+    if (!canvas) return; // another profile meanwhile
     fit($(`bound-${rule.rule}`), rule);
     draw(canvas, rule);
   }
@@ -58,42 +63,61 @@ export async function loadSpreads() {
 
 export const forgetSpreads = () => spreads.clear();
 
-// The slider reaches over everything that was measured, and over the bound.
+// The slider reaches over everything that was measured, and over the bound, in steps of 1, 2 or 5.
 function fit(range, rule) {
   const [low, high] = reach(rule);
-  const bound = state.bounds[rule.rule] ?? rule.bound;
-  Object.assign(range, { min: low, max: high, step: (high - low) / STEPS || 1, disabled: high <= low });
-  range.value = bound;
+  const rough = (high - low) / STEPS || 1;
+  const ten = 10 ** Math.floor(Math.log10(rough));
+  const step = rule.whole ? 1 : [1, 2, 5, 10].map((one) => one * ten).find((one) => one >= rough * 0.999);
+  const whole = (value, round) => rounded(round(rounded(value / step)) * step);
+  Object.assign(range, { min: whole(low, Math.floor), max: whole(high, Math.ceil), step, disabled: high <= low });
+  range.value = state.bounds[rule.rule] ?? rule.bound;
 }
 
 function reach(rule) {
-  const { edges } = spreads.get(rule.measure);
-  const bound = state.bounds[rule.rule] ?? rule.bound;
-  const ends = edges.length ? [edges[0], edges[edges.length - 1]] : [0, 1];
-  if (rule.test === "within") return [0, Math.max(...ends.map(Math.abs), bound, rule.bound)];
-  return [Math.min(ends[0], bound, rule.bound), Math.max(ends[1], bound, rule.bound)];
+  const { low, high } = spreads.get(rule.measure);
+  const bounds = [state.bounds[rule.rule] ?? rule.bound, rule.bound];
+  const ends = low === null ? bounds : [low, high];
+  if (rule.test === "within") return [0, Math.max(...ends.map(Math.abs), ...bounds)];
+  return [Math.min(...ends, ...bounds), Math.max(...ends, ...bounds)];
 }
 
 function draw(canvas, rule) {
   const spread = spreads.get(rule.measure);
   if (!spread) return;
   const { context, width, height } = surface(canvas);
-  const within = rule.test === "within";
-  const [low, high] = within ? [-reach(rule)[1], reach(rule)[1]] : reach(rule);
-  const x = (value) => ((value - low) / (high - low || 1)) * width;
+  if (!spread.counts.length) return note(context, height, "not measured in any clip");
   const bound = state.bounds[rule.rule] ?? rule.bound;
-  const most = Math.max(1, ...spread.counts);
+  const cuts = rule.test === "within" ? [-bound, bound] : [bound];
+  const [first, last] = [Math.min(spread.edges[0], ...cuts), Math.max(spread.edges.at(-1), ...cuts)];
+  const x = (value) => 1 + ((value - first) / (last - first || 1)) * (width - 2);
+  const most = Math.max(...spread.counts);
   spread.counts.forEach((number, at) => {
-    const middle = (spread.edges[at] + spread.edges[at + 1]) / 2;
-    context.fillStyle = colour(passes(rule, middle, bound) ? "--series-1" : "--border-strong");
-    const tall = number ? Math.max(1, Math.sqrt(number / most) * (height - 2)) : 0;
-    context.fillRect(x(spread.edges[at]), height - tall, Math.max(1, x(spread.edges[at + 1]) - x(spread.edges[at]) - 0.5), tall);
+    if (!number) return;
+    const tall = Math.max(2, Math.sqrt(number / most) * (height - 3));
+    for (const [from, to] of cutUp(spread.edges[at], spread.edges[at + 1], spread.whole ? [] : cuts)) {
+      context.fillStyle = colour(passes(rule, (from + to) / 2, bound) ? "--series-1" : "--series-2");
+      context.fillRect(x(from), height - tall, Math.max(1, x(to) - x(from) - 0.5), tall);
+    }
   });
-  context.fillStyle = colour("--reject");
-  for (const edge of within ? [-bound, bound] : [bound]) context.fillRect(x(edge) - 1, 0, 2, height);
+  context.fillStyle = colour("--text");
+  for (const cut of cuts) context.fillRect(Math.min(width - 2, Math.max(0, x(cut) - 1)), 0, 2, height);
+  return undefined;
 }
 
-function passes(rule, value, bound) {
+// The span from - to in pieces that lie on one side of every cut.
+function cutUp(from, to, cuts) {
+  const ends = [from, ...cuts.filter((cut) => cut > from && cut < to).sort((a, b) => a - b), to];
+  return ends.slice(1).map((end, at) => [ends[at], end]);
+}
+
+function note(context, height, words) {
+  context.font = "12px system-ui, sans-serif";
+  context.fillStyle = colour("--muted");
+  context.fillText(words, 8, height / 2 + 4);
+}
+
+export function passes(rule, value, bound) {
   return {
     min: value >= bound, above: value > bound, max: value <= bound, below: value < bound,
     within: Math.abs(value) <= bound, equals: value === bound,

@@ -2,6 +2,8 @@
 
 export const $ = (id) => document.getElementById(id);
 
+const there = (child) => child !== null && child !== undefined && child !== false;
+
 export function el(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -12,9 +14,11 @@ export function el(tag, properties = {}, ...children) {
     else if (name in made && !name.startsWith("aria") && name !== "role") made[name] = value;
     else made.setAttribute(name, value === true ? "" : value);
   }
-  made.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  made.append(...children.flat(Infinity).filter(there));
   return made;
 }
+
+export const fill = (place, ...children) => place.replaceChildren(...children.flat(Infinity).filter(there));
 
 export const badge = (verdict, words = verdict) => el("span", { class: `badge ${verdict}` }, words);
 
@@ -26,9 +30,9 @@ export function hours(seconds) {
 }
 
 export function clock(seconds) {
-  const whole = Math.floor(seconds);
+  const tenths = Math.round(seconds * 10);
   const two = (part) => String(part).padStart(2, "0");
-  return `${two(Math.floor(whole / 3600))}:${two(Math.floor(whole / 60) % 60)}:${two(whole % 60)}.${Math.floor((seconds % 1) * 10)}`;
+  return `${two(Math.floor(tenths / 36000))}:${two(Math.floor(tenths / 600) % 60)}:${two(Math.floor(tenths / 10) % 60)}.${tenths % 10}`;
 }
 
 export const count = (number) => number.toLocaleString("en");
@@ -39,6 +43,15 @@ export function shown(value) {
   if (value === false) return "no";
   if (typeof value === "number") return Number.isInteger(value) ? count(value) : String(Number(value.toPrecision(4)));
   return Array.isArray(value) ? value.join(", ") : String(value);
+}
+
+const UNITS = { s: "s", px: "px", db: "dB", seconds: "s", frames: "frames" };
+
+// Name and unit of a measure, "face_size_px": ["face size", "px"].
+export function named(measure) {
+  const words = measure.split("_");
+  const unit = words.length > 1 ? UNITS[words.at(-1)] : undefined;
+  return [(unit && words.at(-1) !== "seconds" && words.at(-1) !== "frames" ? words.slice(0, -1) : words).join(" "), unit ?? ""];
 }
 
 export const label = (name) => name.replaceAll("_", " ");
@@ -52,7 +65,7 @@ export function toast(message, wrong = false) {
   place.classList.toggle("wrong", wrong);
   place.hidden = false;
   clearTimeout(hiding);
-  hiding = setTimeout(() => (place.hidden = true), wrong ? 8000 : 3000);
+  hiding = setTimeout(() => (place.hidden = true), wrong ? 8000 : 4000);
 }
 
 export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();

@@ -1,16 +1,18 @@
 // The grid of clips and its pages.
 
-import { $, badge, clock, count, el, fileName, hours, label, shown } from "./dom.js";
+import { $, badge, clock, count, el, fileName, fill, hours, label, named, shown } from "./dom.js";
 import { pages, state } from "./state.js";
 
 export function drawGrid(open, turn) {
-  $("found").textContent = `${count(state.total)} clips, ${hours(state.seconds ?? 0)}`;
-  $("grid").replaceChildren(...state.rows.map((row, at) => card(row, at, open)));
-  if (!state.rows.length) {
-    $("grid").append(el("li", { class: "empty panel" }, "No clip fits these filters. Clear some of them, or move a bound."));
-  }
+  $("found").textContent = `${count(state.total)} ${state.total === 1 ? "clip" : "clips"}, ${hours(state.seconds ?? 0)}`;
+  fill($("grid"), state.rows.map((row, at) => card(row, at, open)), !state.rows.length && el("li", { class: "empty panel" }, nothing()));
   drawPager(turn);
   mark();
+}
+
+function nothing() {
+  if (!state.dataset.clips) return "This dataset has no clips yet. Curate sources into it, then reload this page.";
+  return "No clip fits these filters. Clear some of them, or move a bound.";
 }
 
 function card(row, at, open) {
@@ -20,19 +22,22 @@ function card(row, at, open) {
     el("button", { type: "button", class: "card-open", "aria-label": name, onclick: () => open(at), onfocus: () => select(at) },
       row.has_preview ? strip(row.clip_id) : el("span", { class: "strip missing" }, "no preview")),
     el("div", { class: "card-words" },
-      el("div", { class: "row" }, badge(verdict), row.decision && el("span", { class: "small" }, `by ${row.decision.reviewer}`), el("span", { class: "small muted push" }, `${row.seconds.toFixed(1)} s`)),
-      el("div", { class: "small clip-name", title: row.source }, fileName(row.source), " ", el("span", { class: "muted" }, clock(row.start_s))),
-      state.sort && el("div", { class: "small" }, `${label(state.sort)}: ${shown(row.value)}`),
+      el("div", { class: "row" }, badge(verdict), row.decision && el("span", { class: "small by" }, `by ${row.decision.reviewer}`), el("span", { class: "small muted push" }, `${row.seconds.toFixed(1)} s`)),
+      el("div", { class: "small clip-name", title: row.source }, fileName(row.source) || row.clip_id, " ", el("span", { class: "muted" }, clock(row.start_s))),
+      state.sort && el("div", { class: "small" }, `${named(state.sort)[0]}: `, el("strong", {}, shown(row.value)), ` ${row.value === null ? "" : named(state.sort)[1]}`),
       el("div", { class: "small muted" }, reasons(row))));
 }
 
+// The film strip; moving over it looks from its first frame to its last.
 function strip(clipId) {
   const image = el("img", { class: "strip", src: `/media/${encodeURIComponent(clipId)}.jpg`, alt: "", loading: "lazy", decoding: "async" });
   image.addEventListener("error", () => image.replaceWith(el("span", { class: "strip missing" }, "no preview")));
+  image.addEventListener("pointermove", (event) => (image.style.objectPosition = `${(event.offsetX / image.clientWidth) * 100}% 50%`));
+  image.addEventListener("pointerleave", () => (image.style.objectPosition = ""));
   return image;
 }
 
-export function reasons(row) {
+function reasons(row) {
   if (row.failing.length) return `fails ${row.failing.map(label).join(", ")}`;
   return row.unmet.length ? `lacks ${row.unmet.map(label).join(", ")}` : "passes every rule";
 }
@@ -52,9 +57,9 @@ function mark() {
 
 function drawPager(turn) {
   const last = pages() - 1;
-  $("pager").replaceChildren(
-    el("button", { type: "button", disabled: state.page === 0, onclick: () => turn(state.page - 1) }, "Previous page"),
+  fill($("pager"), last > 0 && [
+    el("button", { type: "button", id: "page-previous", disabled: state.page === 0, onclick: () => turn(state.page - 1) }, "Previous page"),
     el("span", { class: "small muted" }, `page ${count(state.page + 1)} of ${count(last + 1)}`),
-    el("button", { type: "button", disabled: state.page >= last, onclick: () => turn(state.page + 1) }, "Next page"),
-  );
+    el("button", { type: "button", id: "page-next", disabled: state.page >= last, onclick: () => turn(state.page + 1) }, "Next page"),
+  ]);
 }

@@ -1,43 +1,47 @@
 // Keyboard first: one table of keys, for the page and for its help.
 
-import { $, el } from "./dom.js";
+import { $, el, fill } from "./dom.js";
 
 const KEYS = [
-  ["next", ["n", "ArrowRight", "j"], "next clip"],
+  ["next", ["n", "j", "ArrowRight"], "next clip"],
   ["previous", ["p", "ArrowLeft"], "previous clip"],
   ["open", ["Enter"], "open the clip"],
-  ["keep", ["k"], "keep"],
-  ["reject", ["r"], "reject"],
+  ["keep", ["k"], "keep, and go on"],
+  ["reject", ["r"], "reject, and go on"],
   ["reason", ["e"], "decide with a reason"],
-  ["undo", ["u"], "undo the last decision"],
+  ["undo", ["u"], "undo your last decision"],
   ["play", [" "], "play or pause"],
-  ["back", ["Escape"], "back to all clips"],
-  ["search", ["/"], "search the transcripts"],
   ["stepBack", [","], "a frame back"],
   ["step", ["."], "a frame on"],
+  ["back", ["Escape"], "back to all clips"],
+  ["search", ["/"], "search the transcripts"],
   ["help", ["?"], "these keys"],
 ];
-const NAMES = { ArrowRight: "→", ArrowLeft: "←", " ": "Space", Escape: "Esc" };
+const NAMES = { Enter: "Enter", ArrowRight: "→", ArrowLeft: "←", " ": "Space", Escape: "Esc" };
+const ONCE = new Set(["keep", "reject", "reason", "undo", "play", "open"]);
+const TYPED = "input, select, textarea";
 
 export function listen(acts) {
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
-    const typing = event.target.closest("input, select, textarea");
-    if (typing) {
-      if (event.key === "Escape") typing.blur();
+    if (event.target.closest(TYPED)) {
+      if (event.key === "Escape") event.target.blur();
       return;
     }
     const found = KEYS.find(([, keys]) => keys.includes(event.key) || keys.includes(event.key.toLowerCase()));
-    if (!found) return;
-    const pressable = event.target.closest("button, a, summary, video");
-    if (pressable && (event.key === "Enter" || event.key === " ")) return; // theirs
-    if (event.target.closest("video") && event.key.startsWith("Arrow")) return; // seeks
+    if (!found || theirs(event)) return;
     event.preventDefault();
-    acts[found[0]]?.();
+    if (!(event.repeat && ONCE.has(found[0]))) acts[found[0]]?.();
   });
 }
 
+// Keys that the element in focus itself answers to.
+function theirs({ target, key }) {
+  if (key === "Enter" || key === " ") return Boolean(target.closest("button, a, summary, video"));
+  return key.startsWith("Arrow") && Boolean(target.closest("video"));
+}
+
 export function drawHelp() {
-  const rows = KEYS.map(([, keys, words]) => el("tr", {}, el("th", { scope: "row" }, keys.map((key) => [el("kbd", {}, NAMES[key] ?? key.toUpperCase()), " "])), el("td", {}, words)));
-  $("help-keys").replaceChildren(...rows);
+  const names = (keys) => keys.map((key) => [el("kbd", {}, NAMES[key] ?? key.toUpperCase()), " "]);
+  fill($("help-keys"), KEYS.map(([, keys, words]) => el("tr", {}, el("th", { scope: "row" }, names(keys)), el("td", {}, words))));
 }

@@ -1,6 +1,6 @@
 // What the page shows: kept in the address, so that a reload or a link shows the same again.
 
-export const EMPTY = { verdict: "", rule: "", only: false, near: "", decided: null, source: "", language: "", text: "" };
+export const EMPTY = { verdict: "", rule: "", only: false, near: "", decided: null, listed: false, source: "", language: "", text: "" };
 
 export const state = {
   dataset: null,
@@ -12,8 +12,10 @@ export const state = {
   page: 0,
   rows: [],
   total: 0,
+  seconds: 0,
   selected: -1,
   clip: "",
+  left: false, // whether a decision may have moved clips of this page out of the filter
 };
 
 const PER_PAGE = 60;
@@ -32,34 +34,41 @@ export function profileOf(name = state.profile) {
   return state.dataset.profiles.find((profile) => profile.name === name);
 }
 
-export function saveToAddress() {
+export function saveToAddress(push = false) {
   const { profile, bounds, filter, sort, descending, page, clip } = state;
   const kept = { profile, sort, descending, page, clip, bounds, filter };
-  history.replaceState(null, "", `#${encodeURIComponent(JSON.stringify(kept))}`);
+  const address = `#${encodeURIComponent(JSON.stringify(kept))}`;
+  if (push) history.pushState({ opened: true }, "", address);
+  else history.replaceState(history.state, "", address);
+}
+
+export function fromAddress() {
+  try {
+    const found = JSON.parse(decodeURIComponent(location.hash.slice(1)) || "{}");
+    return found && typeof found === "object" ? found : {};
+  } catch {
+    return {};
+  }
 }
 
 // Whatever stands in the address is checked: a link may come from anybody.
 export function loadFromAddress() {
-  let kept = {};
-  try {
-    kept = JSON.parse(decodeURIComponent(location.hash.slice(1)) || "{}") ?? {};
-  } catch {
-    kept = {};
-  }
+  const kept = fromAddress();
   const names = state.dataset.profiles.map((profile) => profile.name);
   state.profile = names.includes(kept.profile) ? kept.profile : names.includes("pretrain") ? "pretrain" : names[0] ?? "";
-  const rules = new Set((profileOf()?.rules ?? []).map((rule) => rule.rule));
+  const rules = (profileOf()?.rules ?? []).map((rule) => rule.rule);
   state.bounds = Object.fromEntries(
-    Object.entries(kept.bounds ?? {}).filter(([rule, bound]) => rules.has(rule) && typeof bound === "number"),
+    Object.entries(kept.bounds ?? {}).filter(([rule, bound]) => rules.includes(rule) && Number.isFinite(bound)),
   );
+  const known = { verdict: ["keep", "reject", "undecided"], rule: rules, near: rules };
   for (const [name, empty] of Object.entries(EMPTY)) {
     const value = kept.filter?.[name];
-    const fits = name === "decided" ? value === true || value === false : typeof value === typeof empty;
-    state.filter[name] = fits ? value : empty;
+    const fits = name === "decided" ? typeof value === "boolean" : typeof value === typeof empty;
+    state.filter[name] = fits && (known[name]?.includes(value) ?? true) ? value : empty;
   }
   const measures = state.dataset.measures.map((measure) => measure.measure);
   state.sort = measures.includes(kept.sort) ? kept.sort : "";
   state.descending = kept.descending === true;
-  state.page = Number.isInteger(kept.page) && kept.page > 0 ? kept.page : 0;
+  state.page = Number.isInteger(kept.page) && kept.page > 0 && kept.page < 1e9 ? kept.page : 0;
   state.clip = typeof kept.clip === "string" ? kept.clip : "";
 }
