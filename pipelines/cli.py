@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from manifests.errors import UsageError, XstreamerError, one_line
+from pipelines.leave import leave
 from pipelines.models_command import add_arguments
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_FAILED_SOURCES, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
@@ -347,5 +348,10 @@ def _demo(options: argparse.Namespace) -> int:
     return run_demo(options.output, options.json, options.quiet)
 
 
+def entry() -> None:
+    """The process."""
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

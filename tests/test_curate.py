@@ -260,7 +260,7 @@ def _worker_of(pid: int) -> int:
 
 def test_two_runs_at_once_on_one_dataset_are_refused(bench: Bench) -> None:
     scenes_movie(bench.sources / "a.mp4", [2.0, 2.0])
-    bench.recipe(speech={"sleep_s": 2.0})
+    bench.recipe(speech={"sleep_s": 10.0})
     first = bench.start()
     deadline = time.monotonic() + 60
     while not bench.calls() and time.monotonic() < deadline:

@@ -118,13 +118,13 @@ def test_the_theme_changes_under_an_open_page(open_page: OpenPage, page_path: Pa
 
 def test_a_table_says_what_its_chart_does(open_page: OpenPage, page_path: Path) -> None:  # noqa: F811
     page, _ = open_page(page_path.as_uri())
-    figure = page.locator("figure:has(#measure-spoken_language-whisper_funasr)")
-    drawn(page, "measure-spoken_language-whisper_funasr")
+    figure = page.locator("figure:has(#measure-spoken_language-whisper_paraformer)")
+    drawn(page, "measure-spoken_language-whisper_paraformer")
     figure.locator("summary").click()
     cells = figure.locator("table tbody tr").evaluate_all(
         "rows => rows.map((r) => [...r.cells].map((c) => c.innerText))"
     )
-    data = page.evaluate("document.getElementById('measure-spoken_language-whisper_funasr').data[0]")
+    data = page.evaluate("document.getElementById('measure-spoken_language-whisper_paraformer').data[0]")
     assert cells == [[name, str(count)] for name, count in zip(data["y"], data["x"], strict=True)] and len(cells) == 3
 
 
