@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -98,8 +99,19 @@ def curate(root: str, requests: Sequence[SourceRequest], options: CurateOptions)
     ]
     result["models"] = models_used(options.recipe)
     result["notes"] += models_notes(result["models"])
+    result["notes"] += failures(result["stages"], store.root)
     result["dataset"], result["measured_clips"] = store.root, len(todo.rows)
     return result
+
+
+def failures(stages: Row, root: str) -> list[str]:
+    """A line where stages failed: how often, and the next move. stages: {stage: {status: clips}}."""
+    failed = {stage: found["failed"] for stage, found in stages.items() if found.get("failed")}
+    if not failed:
+        return []
+    counts = ", ".join(f"{stage} {count}" for stage, count in failed.items())
+    again = f"xstreamer curate -o {shlex.quote(root)} --retry-failed"
+    return [f"stages failed, clips by stage: {counts}; read why in: xstreamer report; try again with: {again}"]
 
 
 def _verdict_counts(result: Row, profile: Profile) -> dict[str, int]:

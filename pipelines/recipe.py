@@ -18,7 +18,7 @@ from curation.stage import Stage, fingerprint
 from manifests.errors import DatasetError, UsageError
 from manifests.records import CLIP_STAGES
 from manifests.verdicts import Profile, check_bounds, parse_profile
-from models.device import check_device
+from models.device import AUTO, CPU, check_device
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,11 @@ class Recipe:
         return {"name": self.name, "scenes": dict(self.scenes), "stages": stages, "device": self.device}
 
     def on(self, device: str) -> Recipe:
-        """This recipe with every model on `device`. Raises UsageError where no stage could run elsewhere."""
+        """This recipe with every model on `device`. Raises UsageError where no stage could run there."""
+        check_device(device)
         if not any(hasattr(stage, "device") for stage in build_stages(self).values()):
+            if device in (AUTO, CPU):
+                return self
             raise UsageError(f"recipe {self.name!r} has no model that runs on a device of choice; leave --device out")
         stages = {name: {k: v for k, v in body.items() if k != "device"} for name, body in self.stages.items()}
         moved = replace(self, stages=stages, device=device)

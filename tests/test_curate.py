@@ -169,7 +169,9 @@ def test_exhaustive_measures_what_failed_already(bench: Bench) -> None:
 def test_a_stage_that_fails_is_recorded_and_retried_only_when_asked(bench: Bench) -> None:
     scenes_movie(bench.sources / "a.mp4", [2.0])
     bench.recipe(quality={"broken": True})
-    assert bench.curate()["stages"]["quality"] == {"failed": 1}
+    found = bench.curate()
+    assert found["stages"]["quality"] == {"failed": 1}
+    assert any("quality 1" in note and "--retry-failed" in note for note in found["notes"])
     runs = [r for r in read(bench.store(), RUNS_TABLE).to_pylist() if r["stage"] == "quality"]
     assert [(r["status"], r["error"]) for r in runs] == [("failed", "RuntimeError: a bug of this stage")]
     count = len(bench.calls())

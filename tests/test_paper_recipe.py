@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from command import Told, call
 
-from manifests.errors import ModelError
+from manifests.errors import ModelError, UsageError
 from manifests.records import CLIP_STAGES
 from manifests.store import Store
 from manifests.tables import CLIPS_TABLE, RUNS_TABLE, SAMPLES_TABLE, read
@@ -22,7 +22,7 @@ from manifests.verdicts import profile_content
 from models.lock import LOCK
 from models.weights import CATALOGUE, ENV
 from pipelines import work
-from pipelines.recipe import Recipe, fingerprints, load_profile, load_profiles, load_recipe
+from pipelines.recipe import Recipe, build_stages, fingerprints, load_profile, load_profiles, load_recipe
 from pipelines.sample import Scene, make_video
 from pipelines.verify import verify
 
@@ -180,3 +180,14 @@ def test_importing_the_papers_libraries_reaches_for_no_network() -> None:
     environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0 and done.stderr == ""
+
+
+def test_a_recipe_without_a_choice_of_device_runs_on_the_cpu_and_says_so_of_others() -> None:
+    recipe = load_recipe("bundled")
+    assert recipe.on("cpu") == recipe.on("auto") == recipe
+    with pytest.raises(UsageError, match="leave --device out"):
+        recipe.on("cuda")
+    with pytest.raises(UsageError, match="must be auto, cpu"):
+        recipe.on("gpu")
+    moved = load_recipe("paper").on("cuda:1")
+    assert {s.device for s in build_stages(moved).values() if hasattr(s, "device")} == {"cuda:1"}
