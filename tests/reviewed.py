@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import uvicorn
 from hypothesis import strategies as st
 
 from manifests import dataset
@@ -16,6 +19,9 @@ from manifests.store import Store
 from manifests.tables import CLIPS_TABLE, SOURCES_TABLE, append
 from manifests.verdicts import Profile
 from pipelines.recipe import load_recipe
+from pipelines.review.app import make_app
+from pipelines.review.desk import Desk
+from pipelines.review.serve import bound
 
 Row = dict[str, Any]
 SOURCE = "0123456789abcdef"
@@ -91,13 +97,13 @@ def measured_around(profile: Profile) -> st.SearchStrategy[list[Row]]:
     kinds = {column.name: column.kind for column in MEASURES}
     for rule in profile.rules:
         values: list[Any] = [None]
-        for bound in rule.bounds.values():
-            values += _beside(bound, kinds.get(rule.measure, "float32"))
+        for edge in rule.bounds.values():
+            values += _beside(edge, kinds.get(rule.measure, "float32"))
         columns[rule.measure] = st.sampled_from(values)
     columns["duration_s"] = st.sampled_from([4.0, 4.8, 5.5, 7.25])
     columns["spoken_language"] = st.sampled_from([None, "en", "zh", "fr"])
     columns["transcript"] = st.sampled_from([None, "", "Good morning", "the CITY [sic] .*", "\u00dcber <b>"])
-    skipped = {name: None for name in ("quality_backend", *measures_of("quality"))}
+    skipped = dict.fromkeys(("quality_backend", *measures_of("quality")))
     ran = st.sampled_from([{}, {}, {}, skipped])
     rows = st.lists(st.tuples(st.fixed_dictionaries(columns), ran).map(lambda both: both[0] | both[1]), max_size=30)
     sources = (SOURCE, "fedcba9876543210")
@@ -110,3 +116,18 @@ def _beside(bound: Any, kind: str) -> list[Any]:
     if isinstance(bound, list):
         return [*bound, "fr"]
     return [bound - 1, bound, bound + 1, -bound] if kind == "int32" else [bound - 0.25, bound, bound + 0.25, -bound]
+
+
+@contextmanager
+def live(store: Store, token: str = "", profiles: tuple[str, ...] = (), port: int = 0) -> Iterator[int]:
+    """The port of a review server over `store`."""
+    app = make_app(Desk(store.root, profiles, "ann"), token)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", server_header=False))
+    with bound("127.0.0.1", port) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join()

@@ -10,6 +10,7 @@ from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -158,7 +159,7 @@ def _clips(app: FastAPI, desk: Desk) -> None:
         profile = _profile(desk, asked)
         view, wanted = desk.view, _filter(asked)
         lines = sheet(view, profile, wanted, desk.backends, desk.listed(profile, view) if wanted.listed else ())
-        headers = {"Content-Disposition": f'attachment; filename="{profile.name}.csv"'}
+        headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(profile.name)}.csv"}
         return StreamingResponse(lines, media_type="text/csv; charset=utf-8", headers=headers)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 import tomllib
@@ -37,6 +38,7 @@ from pipelines.work import media_info
 
 PROFILES = "profiles"
 """Folder of the dataset for profiles that were saved from the page."""
+NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")
 TEXTS = ("transcript", "overlay_text", "near_duplicate_of")
 """Measures that are read when a clip is looked at, the others are in memory."""
 T = TypeVar("T")
@@ -173,8 +175,10 @@ class Desk:
         """Writes profiles/NAME.toml in the dataset; its path. Raises UsageError for a name that is taken or none."""
         if self.read_only:
             raise DatasetError(f"nothing can be saved here: {self.read_only}")
+        if not NAME.fullmatch(name):
+            raise UsageError(f"profile name {name[:80]!r}: give 1 to 60 letters a-z, digits, - and _")
         content = profile_content(replace(self.profile(base, bounds), name=name))
-        parsed = parse_profile(content, "the new profile")  # checks the name before it becomes a path
+        parsed = parse_profile(content, "the new profile")
         path = f"{PROFILES}/{name}.toml"
         with self._lock:
             if name in self.profiles or self.store.exists(path):

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from manifests.errors import DatasetError
 from manifests.store import Store
-from manifests.tables import CLIPS_TABLE, RETIRED, generation
+from manifests.tables import CLIPS_TABLE, RETIRED
 
 
 @dataclass(frozen=True)
@@ -60,23 +60,28 @@ def ids(store: Store, names: Sequence[str]) -> Ids:
     rank[[known[one] for one in sources]] = np.arange(len(known), dtype=np.int32)
     source, start, end, alive = (np.concatenate(some) for some in zip(*found, strict=True))
     source = rank[source] if len(rank) else source
-    order = _order(source, start, end, alive, generations=len({generation(name) for name in names}))
+    order = _order(source, start, end, alive)
     if order is not None:
         source, start, end = source[order], start[order], end[order]
     return Ids(sources, source, start, end, order)
 
 
-def _order(
-    source: np.ndarray, start: np.ndarray, end: np.ndarray, alive: np.ndarray, generations: int
-) -> np.ndarray | None:
+def _order(source: np.ndarray, start: np.ndarray, end: np.ndarray, alive: np.ndarray) -> np.ndarray | None:
     """[m] rows in the order of ids, of each id the last, without retired ones; None where that is every row as is."""
-    if generations <= 1:
+    if _rising(source, start, end):
         return None if alive.all() else np.flatnonzero(alive)
     order = np.lexsort((end, start, source))  # stable: of equal ids the last row is last
     keys = np.stack([source[order], start[order], end[order]])
-    last = np.append((keys[:, 1:] != keys[:, :-1]).any(axis=0), True)[: len(order)]
+    last = np.append((keys[:, 1:] != keys[:, :-1]).any(axis=0), True)
     chosen: np.ndarray = order[last]
     return chosen[alive[chosen]]
+
+
+def _rising(source: np.ndarray, start: np.ndarray, end: np.ndarray) -> bool:
+    """Whether every id is greater than the one before."""
+    by_source, by_start, by_end = (np.sign(np.diff(some)) for some in (source, start, end))
+    by_time = np.where(by_start != 0, by_start, by_end)
+    return bool((np.where(by_source != 0, by_source, by_time) > 0).all())
 
 
 def column(store: Store, names: Sequence[str], name: str, order: np.ndarray | None) -> pa.Array:

@@ -1,7 +1,7 @@
 // Sliders for the bounds of the profile, each under the histogram of its measure.
 
 import { aborted, ask } from "./api.js";
-import { $, colour, count, el, fill, label, named, shown, surface, toast } from "./dom.js";
+import { $, SIGNS, colour, count, el, fill, label, named, shown, surface, toast } from "./dom.js";
 import { profileOf, state } from "./state.js";
 
 const STEPS = 200;
@@ -25,9 +25,8 @@ function slider(rule, moved, released) {
   const range = el("input", { type: "range", id: `bound-${rule.rule}`, value: bound, "aria-label": words, disabled: true });
   const number = el("input", { type: "number", class: "bound-number", id: `number-${rule.rule}`, value: bound, step: "any", "aria-label": `${words}, as a number` });
   const box = el("div", { class: "bound", title: [rule.doc, rule.source].filter(Boolean).join(". ") },
-    el("div", { class: "row spread" }, el("span", { class: "bound-name" }, label(rule.rule)), el("span", { class: "small muted", id: `fails-${rule.rule}` })),
-    canvas, range,
-    el("div", { class: "row spread small" }, el("span", { class: "muted" }, unit ? `${rule.words} (${unit})` : rule.words), number));
+    el("div", { class: "bound-top" }, el("span", { class: "bound-name" }, label(rule.rule)), el("span", { class: "small muted" }, `${SIGNS[rule.test]} `), number, unit && el("span", { class: "small muted" }, unit)),
+    canvas, range, el("div", { class: "small muted", id: `fails-${rule.rule}` }));
   const set = (value, done) => {
     if (!Number.isFinite(value)) return;
     state.bounds[rule.rule] = value;

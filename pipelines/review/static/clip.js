@@ -1,10 +1,9 @@
 // The page of one clip: film, what was measured against what bound, where it comes from, what people decided.
 
-import { $, badge, clock, el, fileName, fill, label, named, shown } from "./dom.js";
+import { $, SIGNS, badge, clock, el, fileName, fill, label, named, shown } from "./dom.js";
 import { missing, player, syncCurve } from "./player.js";
 import { state } from "./state.js";
 
-const SIGNS = { min: "≥", above: ">", max: "≤", below: "<", equals: "=", within: "±", in: "one of" };
 const HIDDEN = new Set(["transcript", "overlay_text"]);
 
 export function drawClip(clip, acts) {

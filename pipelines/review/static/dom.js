@@ -45,6 +45,8 @@ export function shown(value) {
   return Array.isArray(value) ? value.join(", ") : String(value);
 }
 
+export const SIGNS = { min: "≥", above: ">", max: "≤", below: "<", equals: "=", within: "±", in: "one of" };
+
 const UNITS = { s: "s", px: "px", db: "dB", seconds: "s", frames: "frames" };
 
 // Name and unit of a measure, "face_size_px": ["face size", "px"].

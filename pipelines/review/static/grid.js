@@ -23,7 +23,7 @@ function card(row, at, open) {
       row.has_preview ? strip(row.clip_id) : el("span", { class: "strip missing" }, "no preview")),
     el("div", { class: "card-words" },
       el("div", { class: "row" }, badge(verdict), row.decision && el("span", { class: "small by" }, `by ${row.decision.reviewer}`), el("span", { class: "small muted push" }, `${row.seconds.toFixed(1)} s`)),
-      el("div", { class: "small clip-name", title: row.source }, fileName(row.source) || row.clip_id, " ", el("span", { class: "muted" }, clock(row.start_s))),
+      el("div", { class: "small clip-from", title: row.source }, el("span", { class: "clip-name" }, fileName(row.source) || row.clip_id), " ", el("span", { class: "muted" }, clock(row.start_s))),
       state.sort && el("div", { class: "small" }, `${named(state.sort)[0]}: `, el("strong", {}, shown(row.value)), ` ${row.value === null ? "" : named(state.sort)[1]}`),
       el("div", { class: "small muted" }, reasons(row))));
 }
