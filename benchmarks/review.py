@@ -38,6 +38,12 @@ GOALS = {"first page": 500.0, "a slider moves": 300.0}
 GOAL_MB = 1024
 WORDS = np.array(["we", "were", "going", "to", "the", "city", "and", "nobody", "said", "it", "would", "rain", "there"])
 CLIPS_A_SOURCE = 12
+SPREAD = {
+    "duration_s": (4.0, 20.0), "speech_share": (0.1, 1.0), "face_coverage": (0.9, 1.0), "face_size_px": (60.0, 500.0),
+    "sync_confidence": (1.0, 15.0), "quality_resolution": (30.0, 256.0), "quality_sharpness": (4.0, 40.0),
+    "quality_piqe": (30.0, 100.0),
+}  # fmt: skip
+"""From ... to, evenly: every rule fails some clips, and about a fifth are kept."""
 
 
 def make(root: Path, rows: int) -> None:
@@ -61,8 +67,11 @@ def reviewable(content: pa.Table, first: int) -> pa.Table:
         "transcript": pa.array(said, pa.string()),
         "spoken_language": pa.array(rng.choice(["en", "zh"], count)),
         "preview_tar": pa.array([f"{one[:16]}-00000.tar" for one in ids]),
-        "sync_offset_frames": pa.array(rng.integers(-15, 16, count).astype(np.int32)),
+        "sync_offset_frames": pa.array(rng.integers(-12, 13, count).astype(np.int32)),
+        "audio_present": pa.array(rng.random(count) < 0.98),
     }
+    for name, (low, high) in SPREAD.items():
+        columns[name] = pa.array(rng.uniform(low, high, count).astype(np.float32))
     for name, values in columns.items():
         content = content.set_column(content.schema.get_field_index(name), name, values)
     return content
@@ -147,10 +156,11 @@ def measure(server: Server, moves: int) -> None:
     first = server.ask("/api/clips", one)[0]
     print(f"{'first page, the very first':34} {first:6.0f} ms (goal {GOALS['first page']:.0f})")
     rng = np.random.default_rng(0)
+    reach = {rule["rule"]: server.ask(f"/api/histogram?measure={rule['measure']}")[1] for rule in sliding}
 
     def move(at: int) -> float:
         rule = sliding[at % len(sliding)]
-        return server.ask("/api/counts", {**one, "bounds": {rule["rule"]: bound(rule, rng.random())}})[0]
+        return server.ask("/api/counts", {**one, "bounds": {rule["rule"]: somewhere(reach[rule["rule"]], rng)}})[0]
 
     def clips(more: Callable[[int], dict[str, Any]]) -> Callable[[int], float]:
         return lambda at: server.ask("/api/clips", {**one, **more(at)})[0]
@@ -180,9 +190,10 @@ def histogram(server: Server, measure: str) -> float:
     return server.ask(f"/api/histogram?measure={measure}")[0]
 
 
-def bound(rule: dict[str, Any], share: float) -> float:
-    """A bound somewhere in what the made table measures."""
-    return int(share * 10) if rule["whole"] else round(share * 10, 4)
+def somewhere(spread: dict[str, Any], rng: np.random.Generator) -> float:
+    """A bound among the values of a measure."""
+    value = spread["low"] + rng.random() * (spread["high"] - spread["low"])
+    return round(value) if spread["whole"] else round(value, 4)
 
 
 def clip_id(at: int) -> str:

@@ -1,7 +1,7 @@
 """A real headless Chromium for the pages: Debian's, driven by Playwright; what a page does wrong fails the test.
 
-Fixtures for `from browser import ...` in a test file: `chromium` (one a session), `open_page` (closes its pages
-and fails on any console message of level error, page error or failed request).
+Fixtures, for every test by way of conftest: `chromium` (one a session; Playwright cannot be started twice in a
+process), `open_page` (closes its pages and fails on any console message of level error, page error or failed request).
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def open_page(chromium: Browser) -> Iterator[OpenPage]:
     yield open_one
     for context, _ in opened:
         context.close()
-    assert [fault for _, seen in opened for fault in seen.faults()] == []
+    faults = [fault for _, seen in opened for fault in seen.faults()]
+    assert not faults, "\n".join(faults)
 
 
 def watch(page: Page, seen: Seen) -> None:

@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch, onnxruntime and BLAS rea
 import cv2
 import numpy as np
 import pytest
+from browser import chromium, open_page  # noqa: F401  here once: a browser in every file would be many
 from hypothesis import settings
 
 from pipelines.sample import Scene, scene_frames, scene_sound, write_video

@@ -91,7 +91,7 @@ class Overlay(light.Overlay):
     def found(self, clip: Clip) -> Result:
         if level(clip) != 4:
             return Result({"overlay_text_count": 0}, {"texts": []})
-        text = {"words": "<b>BUY NOW</b>", "box": [20, 200, 150, 230], "start_s": 0.0, "end_s": 3.0}
+        text: dict[str, Any] = {"words": "<b>BUY NOW</b>", "box": [20, 200, 150, 230], "start_s": 0.0, "end_s": 3.0}
         return Result({"overlay_text_count": 1, "overlay_text": text["words"]}, {"texts": [text]})
 
 

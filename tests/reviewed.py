@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
+import math
 import tarfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
+import pytest
 import uvicorn
+from fastapi.testclient import TestClient
 from hypothesis import strategies as st
 
 from manifests import dataset
@@ -25,6 +30,7 @@ from pipelines.review.serve import bound
 
 Row = dict[str, Any]
 SOURCE = "0123456789abcdef"
+ADDRESS = "http://127.0.0.1:8321"
 BACKENDS = load_recipe("bundled").backends
 KEPT: Row = {
     "duration_s": 6.0,
@@ -131,3 +137,45 @@ def live(store: Store, token: str = "", profiles: tuple[str, ...] = (), port: in
         finally:
             server.should_exit = True
             thread.join()
+
+
+def client(desk: Desk) -> TestClient:
+    return TestClient(make_app(desk), base_url=ADDRESS, headers={"Origin": ADDRESS})
+
+
+def asked(page: TestClient, path: str, /, expect: int = 200, **question: Any) -> Any:
+    path += ("&" if "?" in path else "?") + urlencode({"q": json.dumps({"profile": "pretrain", **question})})
+    answer = page.get(path)
+    assert answer.status_code == expect, answer.text
+    return answer.json()
+
+
+def decided(page: TestClient, clip: str, choice: str, expect: int = 200, **more: str) -> Any:
+    answer = page.post("/api/decisions", json={"clip_id": clip, "profile": "pretrain", "choice": choice, **more})
+    assert answer.status_code == expect, answer.text
+    return answer.json()
+
+
+def name(at: int) -> str:
+    return str(clip_row(at)["clip_id"])
+
+
+def shown(page: TestClient, /, **question: Any) -> list[int]:
+    """Numbers of the clips on the page that is asked for."""
+    return [round(row["start_s"] / 6) for row in asked(page, "/api/clips", **question)["rows"]]
+
+
+@pytest.fixture(name="root")
+def root_fixture(tmp_path: Path) -> Path:
+    """Eight clips: 0 kept, 1 rejected by two rules, 2 by one, 3 undecided, 4 to 7 kept."""
+    changes: list[dict[str, Any]] = [
+        {}, {"speaker_count": 2, "overlay_text_count": 3}, {"sync_confidence": 3.9}, {"overlay_text_count": None},
+        {"quality_piqe": 91.0}, {"transcript": "An Island"}, {"quality_piqe": math.nan}, {"duration_s": 9.0},
+    ]  # fmt: skip
+    write(tmp_path / "data", [clip_row(at, **change) for at, change in enumerate(changes)])
+    return tmp_path / "data"
+
+
+@pytest.fixture(name="page")
+def page_fixture(root: Path) -> TestClient:
+    return client(Desk(str(root)))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import WIDTHS, OpenPage, accessible, chromium, open_page, overflow, picture  # noqa: F401
+from browser import WIDTHS, OpenPage, accessible, overflow, picture
 from command import asked as curate_arguments
 from command import call, made_bench
 from made_dataset import BACKENDS, made_dataset
@@ -181,7 +181,7 @@ def test_a_dataset_that_cannot_be_written_is_calibrated_all_the_same(tmp_path: P
         save(found, BACKENDS)
 
 
-def test_the_page_opens_from_disk_without_a_fault(fresh: Store, open_page: OpenPage) -> None:  # noqa: F811
+def test_the_page_opens_from_disk_without_a_fault(fresh: Store, open_page: OpenPage) -> None:
     review(fresh, np.arange(0, 1800, 3))
     found = calibrated(fresh, aim=Aim(cost=1.0))
     written, refused = write(found)

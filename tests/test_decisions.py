@@ -80,7 +80,16 @@ def test_a_line_that_a_crash_cut_off_is_none_and_costs_no_other(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "line", (b"[]", b'"x"', b"{}", b'{"clip_id": 1}', b"\xff\xfe", b'{"choice": "keep", "__class__": "x"}')
+    "line",
+    (
+        b'{"clip_id": 1, "profile": "p", "choice": "keep", "reviewer": "ann"}',
+        b"[]",
+        b'"x"',
+        b"{}",
+        b'{"clip_id": 1}',
+        b"\xff\xfe",
+        b'{"choice": "keep", "__class__": "x"}',
+    ),
 )
 def test_lines_of_strangers_are_no_decisions(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "decisions").mkdir()
@@ -91,7 +100,18 @@ def test_lines_of_strangers_are_no_decisions(tmp_path: Path, line: bytes) -> Non
 
 @pytest.mark.parametrize(
     "wrong",
-    ({"choice": "perhaps"}, {"reviewer": ""}, {"reviewer": "a\nb"}, {"reason": "x" * 501}, {"choice": "withdraw"}),
+    (
+        {"choice": "perhaps"},
+        {"reviewer": ""},
+        {"reviewer": "a\nb"},
+        {"reason": "x" * 501},
+        {"choice": "withdraw"},
+        {"reviewer": "ann\n"},
+        {"reason": "\ud800"},
+        {"time": 3},
+        {"clip": None},
+        {"undoes": ["x"]},
+    ),
 )
 def test_what_cannot_be_a_decision_is_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="\\w"):

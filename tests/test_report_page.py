@@ -8,7 +8,7 @@ from pathlib import Path
 
 import light
 import pytest
-from browser import SCHEMES, OpenPage, accessible, chromium, open_page, overflow, picture, until  # noqa: F401
+from browser import SCHEMES, OpenPage, accessible, overflow, picture, until
 from command import TESTS, call
 from made import clicks, numbered, write_movie
 from made_dataset import FACTS, HOSTILE, OVERLAY, decided_dataset, made_dataset
@@ -46,7 +46,7 @@ def drawn(page: Page, chart: str) -> None:
     until(page, f"document.querySelector('#{chart} .main-svg')")
 
 
-def test_the_page_draws_from_the_disk_and_is_accessible(open_page: OpenPage, page_path: Path) -> None:  # noqa: F811
+def test_the_page_draws_from_the_disk_and_is_accessible(open_page: OpenPage, page_path: Path) -> None:
     page, seen = open_page(page_path.as_uri())
     settled(page)
     charts = page.locator(".plot:visible").count()
@@ -64,7 +64,7 @@ def test_the_page_draws_from_the_disk_and_is_accessible(open_page: OpenPage, pag
             picture(page, f"report-{scheme}-1280-{name}")
 
 
-def test_the_page_fits_a_telephone(open_page: OpenPage, page_path: Path) -> None:  # noqa: F811
+def test_the_page_fits_a_telephone(open_page: OpenPage, page_path: Path) -> None:
     page, _ = open_page(page_path.as_uri(), width=390)
     page.evaluate(
         "document.querySelectorAll('details.rule, .chart details').forEach((d, i) => { d.open = i % 5 == 0 })"
@@ -84,7 +84,7 @@ def test_the_page_fits_a_telephone(open_page: OpenPage, page_path: Path) -> None
             picture(page, f"report-{scheme}-390-{name}")
 
 
-def test_arrow_keys_walk_through_a_chart_and_say_what_it_shows(open_page: OpenPage, page_path: Path) -> None:  # noqa: F811
+def test_arrow_keys_walk_through_a_chart_and_say_what_it_shows(open_page: OpenPage, page_path: Path) -> None:
     page, _ = open_page(page_path.as_uri())
     drawn(page, "funnel-pretrain")
     page.locator("#funnel-pretrain").focus()
@@ -105,7 +105,7 @@ def test_arrow_keys_walk_through_a_chart_and_say_what_it_shows(open_page: OpenPa
     assert "duration and audio_present" in page.locator("#said").inner_text()
 
 
-def test_the_theme_changes_under_an_open_page(open_page: OpenPage, page_path: Path) -> None:  # noqa: F811
+def test_the_theme_changes_under_an_open_page(open_page: OpenPage, page_path: Path) -> None:
     page, _ = open_page(page_path.as_uri())
     drawn(page, "funnel-pretrain")
     colour = "getComputedStyle(document.querySelector('#funnel-pretrain .xtick text')).fill"
@@ -116,7 +116,7 @@ def test_the_theme_changes_under_an_open_page(open_page: OpenPage, page_path: Pa
     assert page.evaluate(colour) == "rgb(232, 236, 242)"
 
 
-def test_a_table_says_what_its_chart_does(open_page: OpenPage, page_path: Path) -> None:  # noqa: F811
+def test_a_table_says_what_its_chart_does(open_page: OpenPage, page_path: Path) -> None:
     page, _ = open_page(page_path.as_uri())
     figure = page.locator("figure:has(#measure-spoken_language-whisper_paraformer)")
     drawn(page, "measure-spoken_language-whisper_paraformer")
@@ -128,7 +128,7 @@ def test_a_table_says_what_its_chart_does(open_page: OpenPage, page_path: Path) 
     assert cells == [[name, str(count)] for name, count in zip(data["y"], data["x"], strict=True)] and len(cells) == 3
 
 
-def test_no_script_but_the_report_s_own_may_run(open_page: OpenPage, page_path: Path) -> None:  # noqa: F811
+def test_no_script_but_the_report_s_own_may_run(open_page: OpenPage, page_path: Path) -> None:
     page, seen = open_page(page_path.as_uri())
     seen.expected += ["Content Security Policy"]
     add = "const s = document.createElement('script'); s.textContent = 'window.ran = true'; document.body.append(s)"
@@ -138,7 +138,7 @@ def test_no_script_but_the_report_s_own_may_run(open_page: OpenPage, page_path: 
     assert any("script-src" in error for error in seen.errors) and any("connect" in error for error in seen.errors)
 
 
-def test_hostile_names_texts_and_reasons_are_shown_as_text(open_page: OpenPage, page_path: Path) -> None:  # noqa: F811
+def test_hostile_names_texts_and_reasons_are_shown_as_text(open_page: OpenPage, page_path: Path) -> None:
     page, _ = open_page(page_path.as_uri())
     page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true })")
     settled(page)
@@ -149,7 +149,7 @@ def test_hostile_names_texts_and_reasons_are_shown_as_text(open_page: OpenPage, 
 
 
 def test_a_source_called_script_is_text_from_curation_on(
-    open_page: OpenPage,  # noqa: F811
+    open_page: OpenPage,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -171,7 +171,7 @@ def test_a_source_called_script_is_text_from_curation_on(
     assert call("verify", tmp_path / "ds", "--quiet").code == 0
 
 
-def test_an_empty_report_is_whole(open_page: OpenPage, tmp_path: Path) -> None:  # noqa: F811
+def test_an_empty_report_is_whole(open_page: OpenPage, tmp_path: Path) -> None:
     dataset.save(Store(tmp_path / "ds"), FACTS)
     assert call("report", tmp_path / "ds").code == 0
     page, seen = open_page((tmp_path / "ds" / "report" / "report.html").as_uri(), width=390)

@@ -64,7 +64,7 @@ def port(dataset: Store) -> Iterator[int]:
         yield found
 
 
-def send(port: int, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
+def send(port: int, method: str, path: str, body: bytes | None = None, /, **headers: str) -> Answer:
     connection = HTTPConnection("127.0.0.1", port, timeout=30)
     connection.putrequest(method, path, skip_host="Host" in headers)
     for name, value in headers.items():
@@ -143,7 +143,7 @@ def test_no_write_without_our_own_origin(dataset: Store, port: int, path: str, o
     body = {"/api/decisions": decision(), "/api/profiles": b'{"name": "theirs", "profile": "pretrain"}'}.get(
         path, b"{}"
     )
-    answer, content = send(port, "POST", path, body, Content_Type="application/json", **headers)
+    answer, content = send(port, "POST", path, body, **{"Content_Type": "application/json", **headers})
     assert answer.status == 403 and b"only the page itself" in content
     assert not read_decisions(dataset) and not dataset.exists("profiles/theirs.toml")
 

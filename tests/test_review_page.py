@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import csv
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import cv2
 import pytest
 import reviewed
-from browser import SCHEMES, WIDTHS, OpenPage, accessible, chromium, open_page, overflow, picture, until  # noqa: F401
+from browser import SCHEMES, WIDTHS, OpenPage, accessible, overflow, picture, until
 from playwright.sync_api import Page
 from review_stages import FILMS, HOSTILE, LATE, PROFILE, SAID, SPOKEN, reviewable
 from reviewed import clip_row, live
@@ -22,6 +23,8 @@ from manifests.store import Store
 from manifests.tables import CLIPS_TABLE, append, compact, read
 from pipelines.recipe import load_profile
 from pipelines.review.desk import Desk
+
+Serve = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +44,15 @@ def store(made: Store, tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def address(store: Store) -> Iterator[str]:
-    with live(store, profiles=(str(store.local("../profile.toml")),)) as port:
-        yield f"http://127.0.0.1:{port}/"
+def serve() -> Iterator[Serve]:
+    """`serve(store, *profiles)` -> address. Asked for before `open_page`, it stops after the pages are closed."""
+    with ExitStack() as stack:
+        yield lambda store, *profiles: f"http://127.0.0.1:{stack.enter_context(live(store, profiles=profiles))}/"
+
+
+@pytest.fixture
+def address(serve: Serve, store: Store) -> str:
+    return serve(store, str(store.local("../profile.toml")))
 
 
 def ready(page: Page) -> None:
@@ -75,10 +84,10 @@ def on_clip(page: Page, film: str) -> None:
 
 
 def test_filter_play_move_a_bound_decide_reload_undo_export(
-    open_page: OpenPage,  # noqa: F811
     store: Store,
     address: str,
     tmp_path: Path,
+    open_page: OpenPage,
 ) -> None:
     page, _ = open_page(address, accept_downloads=True)
     ready(page)
@@ -154,8 +163,12 @@ def test_filter_play_move_a_bound_decide_reload_undo_export(
     assert overrides(store, "pretrain") == {clip_of(store, order[0]): "keep"}
 
 
-def test_everything_by_keyboard_alone(open_page: OpenPage, store: Store, address: str) -> None:  # noqa: F811
-    page, _ = open_page(address)
+def test_everything_by_keyboard_alone(
+    store: Store,
+    address: str,
+    open_page: OpenPage,
+) -> None:
+    page, seen = open_page(address)
     ready(page)
     order = cards(page)
     page.keyboard.press("Tab")
@@ -201,25 +214,33 @@ def test_everything_by_keyboard_alone(open_page: OpenPage, store: Store, address
     page.keyboard.press("k")  # a dialog is open: nothing is decided behind it
     page.keyboard.press("Escape")
     assert not page.locator("#help").is_visible() and len(overrides(store, "pretrain")) == 2
+    assert seen.faults() == []
 
 
-def test_deciding_goes_on_where_the_filter_lets_go(open_page: OpenPage, tmp_path: Path) -> None:  # noqa: F811
+def test_deciding_goes_on_where_the_filter_lets_go(
+    serve: Serve,
+    tmp_path: Path,
+    open_page: OpenPage,
+) -> None:
     """70 clips that nobody decided, 60 a page: deciding all of them shows each exactly once."""
     store = reviewed.write(tmp_path, [clip_row(at) for at in range(70)])
-    with live(store) as port:
-        page, _ = open_page(f"http://127.0.0.1:{port}/")
-        ready(page)
-        page.locator("#filter-decided").select_option("false")
-        page.locator("main").focus()
-        for at in range(70):
-            page.keyboard.press("k")
-            if at % 10 == 9:
-                until(page, f"document.querySelector('#counts').textContent.includes('{at + 1} decided')")
-        until(page, "document.querySelector('#count-keep').textContent.includes('70')")
+    page, _ = open_page(serve(store))
+    ready(page)
+    page.locator("#filter-decided").select_option("false")
+    page.locator("main").focus()
+    for at in range(70):
+        page.keyboard.press("k")
+        if at % 10 == 9:
+            until(page, f"document.querySelector('#counts').textContent.includes('{at + 1} decided')")
+    until(page, "document.querySelector('#count-keep').textContent.includes('70')")
     assert len(overrides(store, "pretrain")) == 70 and len(read_decisions(store)) == 70
 
 
-def test_saving_a_profile(open_page: OpenPage, store: Store, address: str) -> None:  # noqa: F811
+def test_saving_a_profile(
+    store: Store,
+    address: str,
+    open_page: OpenPage,
+) -> None:
     page, seen = open_page(address)
     ready(page)
     page.locator("#bounds-panel > summary").click()
@@ -242,7 +263,11 @@ def test_saving_a_profile(open_page: OpenPage, store: Store, address: str) -> No
 # -- what is drawn -----------------------------------------------------------------------------------------
 
 
-def test_boxes_waveform_and_curve_are_drawn_where_they_belong(open_page: OpenPage, store: Store, address: str) -> None:  # noqa: F811
+def test_boxes_waveform_and_curve_are_drawn_where_they_belong(
+    store: Store,
+    address: str,
+    open_page: OpenPage,
+) -> None:
     page, _ = open_page(address)
     ready(page)
     page.locator(".card", has_text="grey.mp4").locator("button").click()
@@ -280,7 +305,7 @@ def test_speech_lies_under_the_waveform_that_is_heard(store: Store) -> None:
 
 def inked(page: Page, ink: str) -> list[int]:
     """The box [x0, y0, x1, y1] of pixels of a colour on the film, px of the film; [] where there is none."""
-    return page.evaluate(  # type: ignore[no-any-return]
+    found: list[int] = page.evaluate(
         """(ink) => {
           const canvas = document.querySelector('.drawn'), video = document.querySelector('video');
           const wanted = [1, 3, 5].map((at) => parseInt(ink.slice(at, at + 2), 16));
@@ -302,9 +327,13 @@ def inked(page: Page, ink: str) -> list[int]:
         }""",
         ink,
     )
+    return found
 
 
-def test_hostile_names_and_texts_stay_text(open_page: OpenPage, address: str) -> None:  # noqa: F811
+def test_hostile_names_and_texts_stay_text(
+    address: str,
+    open_page: OpenPage,
+) -> None:
     page, _ = open_page(address)
     ready(page)
     assert HOSTILE in cards(page)
@@ -322,7 +351,10 @@ def test_hostile_names_and_texts_stay_text(open_page: OpenPage, address: str) ->
     until(page, "document.querySelectorAll('.card').length === 6")
 
 
-def test_addresses_of_strangers_do_no_harm(open_page: OpenPage, address: str) -> None:  # noqa: F811
+def test_addresses_of_strangers_do_no_harm(
+    address: str,
+    open_page: OpenPage,
+) -> None:
     for hash_ in ("main", "%7B", "%22x%22", "null", "[]", '{"profile":"x","bounds":{"sync_confidence":"1"},"filter":3}',
                   '{"filter":{"rule":"<img>","verdict":"y","text":5,"decided":"no"},"sort":"z","page":-3,"clip":7}'):  # fmt: skip
         page, _ = open_page(f"{address}#{hash_}")
@@ -337,7 +369,11 @@ def test_addresses_of_strangers_do_no_harm(open_page: OpenPage, address: str) ->
 # -- what goes wrong ---------------------------------------------------------------------------------------
 
 
-def test_a_preview_that_is_gone_is_said(open_page: OpenPage, store: Store, address: str) -> None:  # noqa: F811
+def test_a_preview_that_is_gone_is_said(
+    store: Store,
+    address: str,
+    open_page: OpenPage,
+) -> None:
     for tar in store.names("previews"):
         store.remove(f"previews/{tar}")
     page, seen = open_page(address)
@@ -353,7 +389,11 @@ def test_a_preview_that_is_gone_is_said(open_page: OpenPage, store: Store, addre
     assert len(overrides(store, "pretrain")) == 1
 
 
-def test_a_decision_that_fails_is_said_and_nothing_moves(open_page: OpenPage, store: Store, address: str) -> None:  # noqa: F811
+def test_a_decision_that_fails_is_said_and_nothing_moves(
+    store: Store,
+    address: str,
+    open_page: OpenPage,
+) -> None:
     page, seen = open_page(address)
     ready(page)
     page.locator(".card-open").first.click()
@@ -376,27 +416,29 @@ def test_a_decision_that_fails_is_said_and_nothing_moves(open_page: OpenPage, st
     assert len(overrides(store, "pretrain")) == 1
 
 
-def test_read_only_is_said_and_nothing_can_be_decided(open_page: OpenPage, store: Store) -> None:  # noqa: F811
-    remote = Store(store.local().as_uri())
-    with live(remote, profiles=(str(store.local("../profile.toml")),)) as port:
-        page, _ = open_page(f"http://127.0.0.1:{port}/")
-        ready(page)
-        assert "Read-only" in page.locator("#banner").inner_text()
-        accessible(page)
-        page.locator(".card-open").first.click()
-        until(page, "document.querySelector('video')?.readyState >= 2")
-        for name in ("decide-keep", "decide-reject", "give-reason", "undo"):
-            assert page.locator(f"#{name}").is_disabled()
-        page.keyboard.press("k")
-        until(page, "document.querySelector('#toast').textContent.includes('Read-only')")
-        picture(page, "review-read-only-1280-light")
+def test_read_only_is_said_and_nothing_can_be_decided(
+    serve: Serve,
+    store: Store,
+    open_page: OpenPage,
+) -> None:
+    page, _ = open_page(serve(Store(store.local().as_uri()), str(store.local("../profile.toml"))))
+    ready(page)
+    assert "Read-only" in page.locator("#banner").inner_text()
+    accessible(page)
+    page.locator(".card-open").first.click()
+    until(page, "document.querySelector('video')?.readyState >= 2")
+    for name in ("decide-keep", "decide-reject", "give-reason", "undo"):
+        assert page.locator(f"#{name}").is_disabled()
+    page.keyboard.press("k")
+    until(page, "document.querySelector('#toast').textContent.includes('Read-only')")
+    picture(page, "review-read-only-1280-light")
     assert read_decisions(store) == []
 
 
 def test_a_dataset_that_was_written_meanwhile_is_loaded_when_asked(
-    open_page: OpenPage,  # noqa: F811
     store: Store,
     address: str,
+    open_page: OpenPage,
 ) -> None:
     page, _ = open_page(address)
     ready(page)
@@ -405,10 +447,13 @@ def test_a_dataset_that_was_written_meanwhile_is_loaded_when_asked(
         store, CLIPS_TABLE, [{**rows[0], "clip_id": f"{rows[0]['source_id']}-000060000-000066000", "preview_tar": None}]
     )
     compact(store, CLIPS_TABLE)
+    assert page.locator(".card").count() == 6 and not page.locator("#banner").is_visible()
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # as on coming back to the window
+    until(page, "document.querySelector('#banner').textContent.includes('written since')")
     assert page.locator(".card").count() == 6
     page.reload()
+    until(page, "document.querySelector('#banner').textContent.includes('written since')")
     ready(page)
-    assert "written since" in page.locator("#banner").inner_text() and page.locator(".card").count() == 6
     accessible(page)
     picture(page, "review-stale-1280-light")
     page.locator("#load-it").click()
@@ -416,7 +461,31 @@ def test_a_dataset_that_was_written_meanwhile_is_loaded_when_asked(
     assert not page.locator("#banner").is_visible()
 
 
-def test_nothing_to_show_is_said(open_page: OpenPage, tmp_path: Path, store: Store, address: str) -> None:  # noqa: F811
+def test_what_another_reviewer_decides_is_counted(
+    store: Store,
+    address: str,
+    open_page: OpenPage,
+) -> None:
+    page, _ = open_page(address)
+    ready(page)
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    other = Desk(store.root, (str(store.local("../profile.toml")),), "bob")
+    other.decide({"clip_id": clip_of(store, "calm.mp4"), "profile": "pretrain", "choice": "keep"})
+    until(
+        page,
+        "(document.dispatchEvent(new Event('visibilitychange')), document.querySelector('#counts').textContent.includes('1 decided'))",
+    )
+    page.locator(".card", has_text="calm.mp4").locator("button").click()
+    until(page, "document.querySelector('.why')?.textContent.includes('decided by bob')")
+
+
+def test_nothing_to_show_is_said(
+    serve: Serve,
+    tmp_path: Path,
+    store: Store,
+    address: str,
+    open_page: OpenPage,
+) -> None:
     page, _ = open_page(address)
     ready(page)
     page.locator("#filter-text").fill("no such words")
@@ -425,13 +494,11 @@ def test_nothing_to_show_is_said(open_page: OpenPage, tmp_path: Path, store: Sto
     page.locator("#filters-clear").click()
     ready(page)
     reviewed.begin(Store(tmp_path / "empty"))
-    with live(Store(tmp_path / "empty")) as port:
-        page, _ = open_page(f"http://127.0.0.1:{port}/")
-        until(page, "document.querySelector('.empty')?.textContent.includes('no clips yet')")
-        accessible(page)
-    with live(store) as port:  # no shipped profile fits the recipe of this dataset
-        page, _ = open_page(f"http://127.0.0.1:{port}/")
-        until(page, "document.querySelector('#banner').textContent.includes('--profile FILE')")
+    page, _ = open_page(serve(Store(tmp_path / "empty")))
+    until(page, "document.querySelector('.empty')?.textContent.includes('no clips yet')")
+    accessible(page)
+    page, _ = open_page(serve(store))  # no shipped profile fits the recipe of this dataset
+    until(page, "document.querySelector('#banner').textContent.includes('--profile FILE')")
 
 
 # -- for everybody, in every size --------------------------------------------------------------------------
@@ -439,7 +506,12 @@ def test_nothing_to_show_is_said(open_page: OpenPage, tmp_path: Path, store: Sto
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_it_can_be_read_by_everybody(open_page: OpenPage, address: str, width: int, scheme: str) -> None:  # noqa: F811
+def test_it_can_be_read_by_everybody(
+    address: str,
+    width: int,
+    scheme: str,
+    open_page: OpenPage,
+) -> None:
     page, _ = open_page(address, width=width, scheme=scheme)
     ready(page)
     until(page, "[...document.images].every((i) => i.complete || i.loading === 'lazy')")
@@ -471,8 +543,8 @@ def looked_at(page: Page, name: str, full: bool = False) -> None:
 
 
 def test_the_focus_goes_in_the_order_of_the_page_and_stays_in_dialogs(
-    open_page: OpenPage,  # noqa: F811
     address: str,
+    open_page: OpenPage,
 ) -> None:
     page, _ = open_page(address)
     ready(page)

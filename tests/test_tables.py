@@ -9,6 +9,8 @@ import tarfile
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +21,19 @@ from manifests.records import CLIPS, clip_id, file_digest, source_id
 from manifests.samples import load_samples, read_tar, sample_digest, write_tar
 from manifests.shards import place, read_index, shuffled, validation_groups, write_index, write_shards
 from manifests.store import TEMPORARY, Store
-from manifests.tables import CLIPS_TABLE, RETIRED, RUNS_TABLE, append, batches, compact, is_compact, parts, read
+from manifests.tables import (
+    CLIPS_TABLE,
+    RETIRED,
+    RUNS_TABLE,
+    Table,
+    append,
+    batches,
+    compact,
+    is_compact,
+    lookup,
+    parts,
+    read,
+)
 
 
 @pytest.fixture
@@ -251,3 +265,79 @@ def test_tar_members_carry_no_time_and_no_owner(store: Store) -> None:
 def test_types_of_the_clips_table() -> None:
     assert CLIPS_TABLE.schema.field("start_s").type == pa.float64()
     assert CLIPS_TABLE.schema.field("sync_offset_frames").type == pa.int32()
+
+
+# -- a few rows without the rest ---------------------------------------------------------------------------
+
+few = st.sampled_from([f"{at:016x}-{at:09d}-{at + 1:09d}" for at in range(6)])
+
+
+@settings(max_examples=40)
+@given(
+    generations=st.lists(
+        st.lists(st.tuples(few, st.booleans(), st.integers(0, 9)), max_size=6, unique_by=lambda row: row[0]), max_size=5
+    ),
+    compacted=st.booleans(),
+    ids=st.lists(st.one_of(few, st.just("none"), st.just("")), max_size=4),
+    columns=st.sampled_from([None, ["duration_s"], ["clip_id", "transcript"]]),
+)
+def test_lookup_finds_what_read_has(
+    generations: list[list[tuple[str, bool, int]]],
+    compacted: bool,
+    ids: list[str],
+    columns: list[str] | None,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    store = Store(tmp_path_factory.mktemp("d"))
+    for rows in generations:
+        append(
+            store,
+            CLIPS_TABLE,
+            [clip(name, scene=RETIRED if gone else 0, duration_s=1.0 * n, transcript=f"{n}") for name, gone, n in rows],
+        )
+    if compacted:
+        compact(store, CLIPS_TABLE)
+    whole = read(store, CLIPS_TABLE)
+    expected = whole.filter(pc.is_in(whole["clip_id"], pa.array(ids, pa.string())))
+    expected = expected.select(columns) if columns else expected
+    assert lookup(store, CLIPS_TABLE, ids, columns).to_pylist() == expected.to_pylist()
+
+
+def test_lookup_finds_every_row_of_a_key_of_several_columns(store: Store) -> None:
+    rows = [{"clip_id": f"c{at:04d}", "stage": s, "status": "ok"} for at in range(3000) for s in ("sync", "speech")]
+    append(store, RUNS_TABLE, rows)
+    append(store, RUNS_TABLE, [{"clip_id": "c1500", "stage": "sync", "status": "failed", "error": "why"}])
+    compact(store, RUNS_TABLE)
+    append(store, RUNS_TABLE, [{"clip_id": "c1500", "stage": "overlay", "status": "skipped"}])
+    found = lookup(store, RUNS_TABLE, ["c1500", "c2999"], ["clip_id", "stage", "status"]).to_pylist()
+    assert [tuple(row.values()) for row in found] == [
+        ("c1500", "overlay", "skipped"),
+        ("c1500", "speech", "ok"),
+        ("c1500", "sync", "failed"),
+        ("c2999", "speech", "ok"),
+        ("c2999", "sync", "ok"),
+    ]
+
+
+@pytest.mark.parametrize("table", (CLIPS_TABLE, RUNS_TABLE))
+def test_lookup_reads_few_row_groups(store: Store, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"clip_id": f"c{at:06d}", "stage": "sync", "scene": 0} for at in range(3 * RUNS_TABLE.row_group)]
+    append(store, table, [{k: v for k, v in row.items() if k in table.schema.names} for row in rows])
+    seen: list[int] = []
+    whole = pq.ParquetFile.read_row_groups
+
+    def counted(self: pq.ParquetFile, groups: list[int], **more: object) -> pa.Table:
+        seen.extend(groups)
+        return whole(self, groups, **more)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", counted)
+    assert len(lookup(store, table, [rows[-1]["clip_id"]])) == 1  # type: ignore[list-item]
+    assert len(seen) == 1
+
+
+def test_lookup_of_a_damaged_part_is_one_line(store: Store) -> None:
+    append(store, CLIPS_TABLE, [clip("a")])
+    store.write(f"tables/clips/{parts(store, CLIPS_TABLE)[0]}", b"no parquet")
+    with pytest.raises(DatasetError, match="delete it and run curate again") as error:
+        lookup(store, CLIPS_TABLE, ["a"])
+    assert "\n" not in str(error.value)

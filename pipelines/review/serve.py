@@ -82,7 +82,7 @@ def named(reviewer: str | None) -> str:
 def bound(host: str, port: int) -> socket.socket:
     """A socket that listens there. Raises UsageError when the port is taken or the address is none of ours."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named so: asyncio then sends at once
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))

@@ -58,8 +58,8 @@ function mark() {
 function drawPager(turn) {
   const last = pages() - 1;
   fill($("pager"), last > 0 && [
-    el("button", { type: "button", id: "page-previous", disabled: state.page === 0, onclick: () => turn(state.page - 1) }, "Previous page"),
+    el("button", { type: "button", id: "page-previous", "aria-label": "Previous page", disabled: state.page === 0, onclick: () => turn(state.page - 1) }, "← Previous"),
     el("span", { class: "small muted" }, `page ${count(state.page + 1)} of ${count(last + 1)}`),
-    el("button", { type: "button", id: "page-next", disabled: state.page >= last, onclick: () => turn(state.page + 1) }, "Next page"),
+    el("button", { type: "button", id: "page-next", "aria-label": "Next page", disabled: state.page >= last, onclick: () => turn(state.page + 1) }, "Next →"),
   ]);
 }

@@ -289,6 +289,7 @@ function wire() {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawBounds(recount, act(refresh)));
   if (matchMedia("(max-width: 56rem)").matches) $("filters-panel").open = false;
   setInterval(act(watch), WATCH_MS);
+  document.addEventListener("visibilitychange", act(watch));
 }
 
 // Other reviewers decide and curation goes on: look now and then.
