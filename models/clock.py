@@ -43,3 +43,9 @@ def samples_of(chunks: int, rate: int) -> int:
     if rest:
         raise ValueError(f"{rate} Hz does not divide into chunks of {CHUNK_SECONDS} s")
     return samples
+
+
+def segments_of(chunk: int) -> tuple[int, int]:
+    """The first and last segment that a chunk overlaps; works on integer tensors too."""
+    first = chunk * CHUNK_SPEECH_TOKENS
+    return first // SEGMENT_SPEECH_TOKENS, (first + CHUNK_SPEECH_TOKENS - 1) // SEGMENT_SPEECH_TOKENS

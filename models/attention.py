@@ -1,0 +1,121 @@
+"""Who sees whom in the Actor (the paper, 3.1 and 3.2): one predicate, from which every mask is made.
+
+Inside a chunk everybody sees everybody; across chunks the past is seen, `window` chunks of it with one's own; the
+reference is seen always. Two of the paper's ablations are other values of `Rule`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+REFERENCE, HISTORY, VIDEO = 0, 1, 2
+"""Kinds of tokens: of the reference portrait; of clean chunks that teacher forcing lays beside the noisy ones; of
+the video that is denoised."""
+EMPTY = 1 << 40
+"""The chunk of a place in a cache that holds nothing yet: later than any, so nobody sees it."""
+REFERENCE_CHUNK = -1
+"""Where the reference stands in time until the clamp moves it along: latent 0's place, right before chunk 0."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """window: chunks seen, the own one among them. reference: seen always (else like a chunk -1, while inside the
+    window). teacher: history is clean (`HISTORY` tokens), and a noisy chunk sees of noisy ones only itself.
+    token_causal: inside a chunk, only tokens up to the own one are seen."""
+
+    window: int
+    reference: bool = True
+    teacher: bool = False
+    token_causal: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Roles:
+    """What n tokens are: chunk, kind, place (in raster order inside the chunk), each [n] int64."""
+
+    chunk: Tensor
+    kind: Tensor
+    place: Tensor
+
+    def __getitem__(self, index: Any) -> Roles:
+        return Roles(self.chunk[index], self.kind[index], self.place[index])
+
+
+def roles(chunks: Tensor, kinds: Tensor, places: int) -> Roles:
+    """Of whole chunks [c] of `kinds` [c], `places` tokens each: [c * places]."""
+    place = torch.arange(places, device=chunks.device).repeat(len(chunks))
+    return Roles(chunks.repeat_interleave(places), kinds.repeat_interleave(places), place)
+
+
+def visible(rule: Rule, q: Roles, k: Roles) -> Tensor:
+    """bool, broadcast over both: whether a query sees a key."""
+    q_reference, k_reference = q.kind == REFERENCE, k.kind == REFERENCE
+    near = q.chunk - k.chunk < rule.window
+    seen = k_reference & (q_reference | near) if not rule.reference else k_reference
+    past = (k.chunk <= q.chunk) & near & ~q_reference & ~k_reference
+    if rule.teacher:
+        same, before = k.chunk == q.chunk, k.chunk < q.chunk
+        noisy, clean = k.kind == VIDEO, k.kind == HISTORY
+        past = past & torch.where(q.kind == VIDEO, (noisy & same) | (clean & before), clean)
+    if rule.token_causal:
+        past = past & ((k.chunk != q.chunk) | (k.place <= q.place))
+    return seen | past
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """A mask for SDPA. allowed: bool, broadcast to [B, heads, q, k], in which a row that sees nothing is open.
+    live: bool, broadcast to [B, heads, q, 1]: rows that see something; None when all do."""
+
+    allowed: Tensor
+    live: Tensor | None = None
+
+
+def dense_mask(rule: Rule, q: Roles, k: Roles) -> Dense:
+    """The mask [q, k] of tokens that each see something at least: themselves."""
+    return Dense(visible(rule, q[:, None], k[None]))
+
+
+def guarded(allowed: Tensor) -> Dense:
+    """A mask in which some rows may see nothing; their attention is zero and its gradient too."""
+    live = allowed.any(-1, keepdim=True)
+    return Dense(allowed | ~live, live)
+
+
+def block_mask(rule: Rule, q: Roles, k: Roles) -> BlockMask:
+    """The same as FlexAttention takes it: blocks of 128 x 128 that nobody sees are never computed."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def seen(_batch: Tensor, _head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return visible(rule, q[i], k[j])
+
+    device = q.chunk.device
+    return create_block_mask(seen, None, None, len(q.chunk), len(k.chunk), device=str(device))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Dense | BlockMask | None, scale: float) -> Tensor:
+    """q [B, heads, n, d], k [B, groups, m, d], v [B, groups, m, e] -> [B, heads, n, e]; rows that see nothing: 0."""
+    if mask is not None and not isinstance(mask, Dense):
+        return _flex(q.is_cuda)(q, k, v, block_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    each = q.shape[1] // k.shape[1]
+    if each > 1:
+        k, v = k.repeat_interleave(each, 1), v.repeat_interleave(each, 1)
+    found = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask.allowed, scale=scale)
+    return found if mask is None or mask.live is None else found * mask.live
+
+
+@cache
+def _flex(compiled: bool) -> Any:
+    """FlexAttention; where it is not compiled it computes densely, which only tests want."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
