@@ -147,8 +147,8 @@ def _rotated(x: Tensor, by: Turn, rotary: int) -> Tensor:
 def _gathered(x: Tensor, index: Tensor) -> Tensor:
     """x [B, groups, S, d], index [B, C, K] -> [B C, groups, K, d]."""
     batch, chunks, heard = index.shape
-    picked = torch.take_along_dim(x, index.view(batch, 1, chunks * heard, 1), 2)
-    return picked.unflatten(2, (chunks, heard)).transpose(1, 2).flatten(0, 1)
+    where = index.view(batch, 1, chunks * heard, 1).expand(-1, x.shape[1], -1, x.shape[3])
+    return x.gather(2, where).unflatten(2, (chunks, heard)).transpose(1, 2).flatten(0, 1)
 
 
 class Mlp(nn.Module):
@@ -218,8 +218,9 @@ class Actor(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> None:
-        """Random weights of `seed`: normal, 0.02 wide, narrower where they add to the residual (GPT-2); zero where
-        an Actor starts with nothing to say: the cross-attention's output and the head."""
+        """Random weights of `seed`: normal, each output of unit variance for inputs of unit variance, narrower where
+        they add to the residual (GPT-2); zero where an Actor starts with nothing to say: the cross-attention's
+        output and the head."""
         generator = torch.Generator(self.head.weight.device).manual_seed(seed)
         for name, value in self.named_parameters():
             if name.endswith("cross_attn.o_proj.weight") or name.startswith(("head.", "reference_embedding")):
@@ -230,7 +231,8 @@ class Actor(nn.Module):
                 value.zero_()
             else:
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-                value.normal_(0, 0.02 / math.sqrt(2 * self.config.layers if residual else 1), generator=generator)
+                width = value.shape[1] * (2 * self.config.layers if residual else 1)
+                value.normal_(0, 1 / math.sqrt(width), generator=generator)
 
     def forward(
         self, noisy: Tensor, levels: Tensor, reference: Tensor, speech: Speech, clean: Tensor | None = None
@@ -262,7 +264,7 @@ class Actor(nn.Module):
 
     def embed(self, latents: Tensor, levels: Tensor) -> Tensor:
         """[B, C, channels, h, w] at levels [B, C] -> [B, C, h w, hidden]: the sum of both MLPs (the paper, 3.2)."""
-        kind = self.latent_mlp[0].weight.dtype
+        kind = self.reference_embedding.dtype
         shown = self.level_mlp(_waves(levels).to(kind))
         return self.latent_mlp(latents.flatten(3).transpose(2, 3).to(kind)) + shown[:, :, None]
 
@@ -307,7 +309,7 @@ def heard_by(chunks: Tensor, segments: Tensor) -> tuple[Tensor, Dense]:
 
     They are those of every segment that it overlaps, which lie side by side.
     """
-    first, last = segments_of(chunks)  # type: ignore[arg-type]
+    first, last = segments_of(chunks)
     padded = segments.masked_fill(segments < 0, torch.iinfo(segments.dtype).max).contiguous()
     begin = torch.searchsorted(padded, first.expand(len(segments), -1).contiguous())
     index = begin[..., None] + torch.arange(HEARD, device=chunks.device)

@@ -64,7 +64,7 @@ class ActorConfig:
 
 
 PRESETS: dict[str, dict[str, int]] = {
-    "tiny": {"hidden": 256, "layers": 6, "heads": 4, "kv_heads": 2, "head_dim": 64, "intermediate": 704},
+    "tiny": {"hidden": 256, "layers": 4, "heads": 4, "kv_heads": 2, "head_dim": 64, "intermediate": 704},
     "small": {"hidden": 768, "layers": 14, "heads": 12, "kv_heads": 2, "head_dim": 64, "intermediate": 2048},
     "base": {"hidden": 2048, "layers": 24, "heads": 16, "kv_heads": 2, "head_dim": 128, "intermediate": 5632},
     "9b": {"hidden": 4096, "layers": 40, "heads": 32, "kv_heads": 2, "head_dim": 128, "intermediate": 13696},

@@ -109,7 +109,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Dense | BlockMask | None, scal
     each = q.shape[1] // k.shape[1]
     if each > 1:
         k, v = k.repeat_interleave(each, 1), v.repeat_interleave(each, 1)
-    found = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask.allowed, scale=scale)
+    wide, narrow = q.shape[-1], v.shape[-1]
+    v = F.pad(v, (0, wide - narrow))  # the fused kernels want all heads of one width
+    found = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask.allowed, scale=scale)[..., :narrow]
     return found if mask is None or mask.live is None else found * mask.live
 
 

@@ -7,6 +7,8 @@ Video runs at 25 fps and a chunk is 8 frames, 0.32 s, exactly 4 speech tokens of
 
 from __future__ import annotations
 
+from typing import Any
+
 FPS = 25
 CHUNK_FRAMES = 8
 CHUNK_SECONDS = CHUNK_FRAMES / FPS
@@ -45,7 +47,7 @@ def samples_of(chunks: int, rate: int) -> int:
     return samples
 
 
-def segments_of(chunk: int) -> tuple[int, int]:
-    """The first and last segment that a chunk overlaps; works on integer tensors too."""
+def segments_of(chunk: Any) -> tuple[Any, Any]:
+    """The first and last segment that a chunk overlaps: of an int, or of whole tensors of them."""
     first = chunk * CHUNK_SPEECH_TOKENS
     return first // SEGMENT_SPEECH_TOKENS, (first + CHUNK_SPEECH_TOKENS - 1) // SEGMENT_SPEECH_TOKENS

@@ -1,9 +1,10 @@
 """Rotary positions (RoFormer, arXiv:2104.09864) as GLM-4-Voice has them, on three axes for video (the paper, 3.1).
 
 GLM turns the first half of a head's numbers, in interleaved pairs (0, 1), (2, 3), ...; pair i turns by theta^(-i/pairs)
-a position. Video keeps the pairs and their frequencies and deals them out to time, row and column by turns, so that
-weights copied from GLM still meet fast and slow pairs where they were. Angles are made in float64 and reduced mod
-2 pi before they are rounded: hour ten turns as precisely as second one.
+a position. Video deals the pairs out to time, row and column by turns. Time's keep GLM's frequencies, so that weights
+copied from GLM still meet fast and slow pairs where they were; rows and columns, of which there are eight to sixteen,
+share a short scale of their own, from one radian a step down. Angles are made in float64 and reduced mod 2 pi before
+they are rounded: hour ten turns as precisely as second one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import Tensor
 
 AXES = (0, 1, 0, 2)
 """Whose position each pair takes, by turns: 0 time (chunks), 1 row, 2 column. Time gets half: it reaches furthest."""
+SPACE_THETA = 100.0
+"""theta of rows and columns."""
 FULL_TURN = 2 * torch.pi
 
 
@@ -39,7 +42,10 @@ def turn(positions: Tensor, pairs: int, theta: float) -> Turn:
 def turn_3d(positions: Tensor, pairs: int, theta: float) -> Turn:
     """Of positions [..., 3] (time in chunks, row, column): cos, sin [..., pairs]."""
     axes = torch.tensor(AXES, device=positions.device).repeat(-(-pairs // len(AXES)))[:pairs]
-    return _turned(positions.double()[..., axes] * frequencies(pairs, theta, positions.device))
+    own = frequencies(pairs, theta, positions.device)
+    space = frequencies(pairs, SPACE_THETA, positions.device)
+    rates = torch.where(axes == AXES[0], own, space)
+    return _turned(positions.double()[..., axes] * rates)
 
 
 def _turned(angles: Tensor) -> Turn:
