@@ -59,9 +59,9 @@ def roles(chunks: Tensor, kinds: Tensor, places: int) -> Roles:
 def visible(rule: Rule, q: Roles, k: Roles) -> Tensor:
     """bool, broadcast over both: whether a query sees a key."""
     q_reference, k_reference = q.kind == REFERENCE, k.kind == REFERENCE
-    near = q.chunk - k.chunk < rule.window
-    seen = k_reference & (q_reference | near) if not rule.reference else k_reference
-    past = (k.chunk <= q.chunk) & near & ~q_reference & ~k_reference
+    begun, near = k.chunk <= q.chunk, q.chunk - k.chunk < rule.window
+    seen = k_reference & (begun if rule.reference else begun & (q_reference | near))
+    past = begun & near & ~q_reference & ~k_reference
     if rule.teacher:
         same, before = k.chunk == q.chunk, k.chunk < q.chunk
         noisy, clean = k.kind == VIDEO, k.kind == HISTORY
@@ -115,9 +115,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Dense | BlockMask | None, scal
     return found if mask is None or mask.live is None else found * mask.live
 
 
-@cache
 def _flex(compiled: bool) -> Any:
-    """FlexAttention; where it is not compiled it computes densely, which only tests want."""
+    """FlexAttention; where it is not compiled it computes densely, which only tests want. Inside of what
+    torch.compile traces it is compiled with the rest."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
+    return _compiled_flex() if compiled and not torch.compiler.is_compiling() else flex_attention
+
+
+@cache
+def _compiled_flex() -> Any:
+    """For any length, after the second: a compilation for each would soon pass dynamo's limit of 8, beyond which it
+    computes densely without a word."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention)

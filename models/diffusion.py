@@ -61,14 +61,18 @@ def ddim_step(noisy: Tensor, v: Tensor, level: Tensor, lower: Tensor) -> Tensor:
     return noised(clean_of(noisy, v, level), noise_of(noisy, v, level), lower)
 
 
+def rounds(chunks: int, steps: int, stride: int) -> int:
+    """Forward passes that `chunks` chunks take. Raises ValueError unless chunks >= 1 and 1 <= stride <= steps."""
+    if not (chunks >= 1 and 1 <= stride <= steps):
+        raise ValueError(f"{chunks} chunks, {steps} steps, stride {stride}: needs chunks >= 1, 1 <= stride <= steps")
+    return stride * (chunks - 1) + steps
+
+
 def schedule(chunks: int, steps: int, stride: int) -> Tensor:
     """[rounds + 1, chunks] int64, the chunk-wise pyramid (A.2): row r is the step of each chunk before round r, from
     `steps` (noise) down to 0 (clean); level = step / steps. Chunk c begins `stride` rounds after chunk c - 1.
 
     stride 1 is the paper's |c| + N - 1 rounds, stride `steps` the sequential |c| N.
     """
-    if not (chunks >= 1 and 1 <= stride <= steps):
-        raise ValueError(f"{chunks} chunks, {steps} steps, stride {stride}: needs chunks >= 1, 1 <= stride <= steps")
-    rounds = stride * (chunks - 1) + steps
-    begun = torch.arange(rounds + 1)[:, None] - stride * torch.arange(chunks)[None]
+    begun = torch.arange(rounds(chunks, steps, stride) + 1)[:, None] - stride * torch.arange(chunks)[None]
     return steps - begun.clamp(0, steps)

@@ -41,10 +41,10 @@ def turn(positions: Tensor, pairs: int, theta: float) -> Turn:
 
 def turn_3d(positions: Tensor, pairs: int, theta: float) -> Turn:
     """Of positions [..., 3] (time in chunks, row, column): cos, sin [..., pairs]."""
-    axes = torch.tensor(AXES, device=positions.device).repeat(-(-pairs // len(AXES)))[:pairs]
-    own = frequencies(pairs, theta, positions.device)
-    space = frequencies(pairs, SPACE_THETA, positions.device)
-    rates = torch.where(axes == AXES[0], own, space)
+    pair = torch.arange(pairs, device=positions.device)
+    axes = torch.tensor(AXES, device=positions.device)[pair % len(AXES)]
+    space = frequencies(max(1, pairs // len(AXES)), SPACE_THETA, positions.device)[pair // len(AXES)]
+    rates = torch.where(axes == 0, frequencies(pairs, theta, positions.device), space)
     return _turned(positions.double()[..., axes] * rates)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.actor import Actor, Context, Speech, Store
 from models.attention import EMPTY, HISTORY, REFERENCE, REFERENCE_CHUNK, VIDEO, Roles, roles
-from models.diffusion import ddim_step
+from models.diffusion import ddim_step, rounds
 
 STEPS = 25
 """Denoising steps a chunk: the least that the paper found stable (3.2)."""
@@ -126,24 +126,30 @@ def rollout(
 ) -> Iterator[Tensor]:
     """Chunks 0 ... chunks - 1 as they get finished, each [B, channels, h, w] float32.
 
-    reference: [B, channels, h, w]; speech: of all chunks. Takes stride (chunks - 1) + steps forward passes.
+    reference: [B, channels, h, w]; speech: of all chunks. Takes stride (chunks - 1) + steps forward passes, beside
+    the reference's own. Raises ValueError unless chunks >= 1 and 1 <= stride <= steps.
     """
-    batch, (h, w) = len(reference), _grid(reference)
-    flight = -(-steps // stride)
-    ring = Ring(actor, batch, h * w, flight)
+    passes, batch, (h, w) = rounds(chunks, steps, stride), len(reference), _grid(reference)
+    ring = Ring(actor, batch, h * w, flight=-(-steps // stride))
     prefill(actor, ring, reference)
     first, finished = 0, False  # the first chunk of the pass, and whether it is only there to be committed
     flying = reference.new_zeros(batch, 0, *reference.shape[1:]).float()
-    left = torch.zeros(0, dtype=torch.int64, device=reference.device)  # steps left of each
-    for round_ in range(stride * (chunks - 1) + steps):
+    left: list[int] = []  # steps left of each; on the host, so that no round waits for the device
+    for round_ in range(passes):
         if round_ % stride == 0 and round_ // stride < chunks:
             noise = chunk_noise(seed, round_ // stride, (batch, 1, *reference.shape[1:]), reference.device)
-            flying, left = torch.cat((flying, noise), 1), torch.cat((left, left.new_full((1,), steps)))
-        v = step(actor, ring, flying, left / steps, first, speech, finished=finished)
+            flying, left = torch.cat((flying, noise), 1), [*left, steps]
+        v = step(actor, ring, flying, _levels(left, steps, flying), first, speech, finished=finished)
         if finished:
             flying, left, v, first, finished = flying[:, 1:], left[1:], v[:, 1:], first + 1, False
-        now, lower = (level.expand(batch, -1) for level in (left / steps, (left - 1) / steps))
-        flying, left = ddim_step(flying, v, now, lower), left - 1
+        now, left = left, [each - 1 for each in left]
+        levels = (_levels(each, steps, flying).expand(batch, -1) for each in (now, left))
+        flying = ddim_step(flying, v, *levels)
         if left[0] == 0:
             finished = True
             yield flying[:, 0].clone()
+
+
+def _levels(left: list[int], steps: int, like: Tensor) -> Tensor:
+    """[C] float32 levels of chunks with so many of `steps` left."""
+    return torch.tensor(left, device=like.device) / steps
