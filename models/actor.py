@@ -9,7 +9,6 @@ trained range. Both rotations stand side by side in a widened head, and one soft
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from models.actor_config import ActorConfig
+from models.actor_init import initialised
 from models.attention import (
     HISTORY,
     REFERENCE,
@@ -216,23 +216,9 @@ class Actor(nn.Module):
             token_causal=config.attention == "token_causal",
         )
 
-    @torch.no_grad()
     def init_weights(self, seed: int = 0) -> None:
-        """Random weights of `seed`: normal, each output of unit variance for inputs of unit variance, narrower where
-        they add to the residual (GPT-2); zero where an Actor starts with nothing to say: the cross-attention's
-        output and the head."""
-        generator = torch.Generator(self.head.weight.device).manual_seed(seed)
-        for name, value in self.named_parameters():
-            if name.endswith("cross_attn.o_proj.weight") or name.startswith(("head.", "reference_embedding")):
-                value.zero_()
-            elif "norm" in name:
-                value.fill_(1)
-            elif name.endswith("bias"):
-                value.zero_()
-            else:
-                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-                width = value.shape[1] * (2 * self.config.layers if residual else 1)
-                value.normal_(0, 1 / math.sqrt(width), generator=generator)
+        """Random weights of `seed`, as `models.actor_init` has them."""
+        initialised(self, self.config, seed)
 
     def forward(
         self, noisy: Tensor, levels: Tensor, reference: Tensor, speech: Speech, clean: Tensor | None = None

@@ -16,4 +16,5 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     settings = ((TRIM_THRESHOLD, 2**31 - 1), (TOP_PAD, 2**28), (MMAP_THRESHOLD, 2**25))
-    return all([mallopt(name, value) for name, value in settings])
+    done = [mallopt(name, value) for name, value in settings]
+    return all(done)

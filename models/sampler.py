@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from models.actor import Actor, Context, Speech, Store
+from models.actor import Actor, Context, Speech, Store, heard_by
 from models.attention import EMPTY, HISTORY, REFERENCE, REFERENCE_CHUNK, VIDEO, Roles, roles
 from models.diffusion import ddim_step, rounds
 
@@ -66,6 +66,10 @@ class Ring:
             held[:, :, :, old : old + self.places] = held[:, :, :, new : new + self.places]
         self.chunk[slot] = chunk
 
+    def drop(self, last: int) -> None:
+        """Forgets every chunk after `last`. The window before it is whole if no more than slots - window + 1 go."""
+        self.chunk.masked_fill_(self.chunk > last, EMPTY)
+
 
 def prefill(actor: Actor, ring: Ring, reference: Tensor) -> None:
     """Puts the reference [B, channels, h, w] into the ring, once and for all."""
@@ -106,10 +110,10 @@ def _grid(latents: Tensor) -> tuple[int, int]:
     return latents.shape[-2], latents.shape[-1]
 
 
-def chunk_noise(seed: int, chunk: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """The noise that chunk `chunk` of a stream begins from: of seed and chunk alone. Made on the CPU, so that every
-    device begins alike."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + chunk) % (1 << 63))
+def chunk_noise(seed: int, chunk: int, shape: tuple[int, ...], device: torch.device, draw: int = 0) -> Tensor:
+    """The noise that chunk `chunk` of a stream begins from: of these numbers alone. Made on the CPU, so that every
+    device begins alike. draw: another one gives other noise, for a chunk that is made again."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + chunk + draw * 2_654_435_769) % (1 << 63))
     return torch.randn(shape, generator=generator).to(device)
 
 
@@ -132,6 +136,7 @@ def rollout(
     passes, batch, (h, w) = rounds(chunks, steps, stride), len(reference), _grid(reference)
     ring = Ring(actor, batch, h * w, flight=-(-steps // stride))
     prefill(actor, ring, reference)
+    near = _neighbourhoods(speech, chunks)
     first, finished = 0, False  # the first chunk of the pass, and whether it is only there to be committed
     flying = reference.new_zeros(batch, 0, *reference.shape[1:]).float()
     left: list[int] = []  # steps left of each; on the host, so that no round waits for the device
@@ -139,7 +144,9 @@ def rollout(
         if round_ % stride == 0 and round_ // stride < chunks:
             noise = chunk_noise(seed, round_ // stride, (batch, 1, *reference.shape[1:]), reference.device)
             flying, left = torch.cat((flying, noise), 1), [*left, steps]
-        v = step(actor, ring, flying, _levels(left, steps, flying), first, speech, finished=finished)
+        around = slice(near[first].start, near[first + len(left) - 1].stop)
+        heard = Speech(speech.states[:, around], speech.segments[:, around], speech.ticks[:, around])
+        v = step(actor, ring, flying, _levels(left, steps, flying), first, heard, finished=finished)
         if finished:
             flying, left, v, first, finished = flying[:, 1:], left[1:], v[:, 1:], first + 1, False
         now, left = left, [each - 1 for each in left]
@@ -152,4 +159,13 @@ def rollout(
 
 def _levels(left: list[int], steps: int, like: Tensor) -> Tensor:
     """[C] float32 levels of chunks with so many of `steps` left."""
-    return torch.tensor(left, device=like.device) / steps
+    return torch.tensor(left).to(like.device) / steps
+
+
+def _neighbourhoods(speech: Speech, chunks: int) -> list[slice]:
+    """Where the states that each chunk hears lie, in any sample of the batch: a pass need not look at the others."""
+    index, hears = heard_by(torch.arange(chunks, device=speech.segments.device), speech.segments)
+    heard = hears.live.view_as(index[..., :1]) if hears.live is not None else index[..., :1] >= 0
+    begin = index.amin((0, 2)).tolist()
+    end = (torch.where(heard, index, 0).amax((0, 2)) + 1).tolist()
+    return [slice(min(begin[chunk:]), max(end[: chunk + 1])) for chunk in range(chunks)]
