@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -84,7 +85,7 @@ class Flow(nn.Module):
         conditions = torch.stack([given, torch.zeros_like(given)])
         mel, weight = noise, self.config.guidance
         times = 1 - torch.cos(torch.linspace(0, 1, STEPS + 1, device=noise.device) * (math.pi / 2))
-        for time, after in zip(times, times[1:], strict=False):
+        for time, after in pairwise(times):
             frames = torch.cat([mel.to(kind).expand(2, -1, -1), conditions], 1)
             guided, free = self.decoder["estimator"](frames, time).float()
             mel = mel + (after - time) * ((1 + weight) * guided - weight * free)

@@ -4,6 +4,8 @@ CosyVoice widened it. Every stage is a residual block and transformer blocks tha
 from __future__ import annotations
 
 import math
+from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +62,18 @@ class Attention(nn.Module):
         return found
 
 
+class Widening(nn.Module):
+    """Four times the width, through GELU."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, 4 * width)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[..., width] -> [..., 4 width]."""
+        return gelu(self.proj(states))
+
+
 class Transformer(nn.Module):
     """Attention and a feed-forward net, each behind a norm and beside a shortcut."""
 
@@ -67,15 +81,16 @@ class Transformer(nn.Module):
         super().__init__()
         self.norm1, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attn1 = Attention(width, heads, head_dim)
-        projection = nn.ModuleDict({"proj": nn.Linear(width, 4 * width)})
-        self.ff = nn.ModuleDict({"net": nn.ModuleList([projection, nn.Identity(), nn.Linear(4 * width, width)])})
+        net = [Widening(width), nn.Identity(), nn.Linear(4 * width, width)]
+        self.ff = nn.ModuleDict({"net": nn.ModuleList(net)})
 
     def forward(self, states: Tensor) -> Tensor:
         """[batch, frames, width] -> the same."""
         states = states + self.attn1(self.norm1(states))
-        projection, _, back = self.ff["net"]
-        found: Tensor = states + back(gelu(projection["proj"](self.norm3(states))))
-        return found
+        inner = self.norm3(states)
+        for layer in cast("nn.ModuleList", self.ff["net"]):
+            inner = layer(inner)
+        return states + inner
 
 
 class Halving(nn.Module):
@@ -104,32 +119,47 @@ class Doubling(nn.Module):
         return found
 
 
+class Stage(nn.ModuleList):
+    """A residual block, transformer blocks, and mostly a convolution after them."""
+
+    def __init__(self, config: FlowConfig, inputs: int, outputs: int, *after: nn.Module) -> None:
+        deep = [Transformer(outputs, config.unet_heads, config.head_dim) for _ in range(config.depth)]
+        super().__init__([Residual(inputs, outputs, 4 * config.channels[0]), nn.ModuleList(deep), *after])
+
+    def forward(self, frames: Tensor, time: Tensor) -> Tensor:
+        """[batch, inputs, n] -> [batch, outputs, n]; transformer blocks take frames for tokens."""
+        states: Tensor = self[0](frames, time).transpose(1, 2)
+        for block in cast("nn.ModuleList", self[1]):
+            states = block(states)
+        return states.transpose(1, 2)
+
+    def after(self, frames: Tensor) -> Tensor:
+        """The convolution."""
+        found: Tensor = self[2](frames)
+        return found
+
+
 class Estimator(nn.Module):
     """The U-Net, by the official names."""
 
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
-        self.inputs, first = 4 * config.bins, config.channels[0]
-        time = 4 * first
-        self.time_mlp = nn.ModuleDict({"linear_1": nn.Linear(self.inputs, time), "linear_2": nn.Linear(time, time)})
-
-        def stage(inputs: int, outputs: int, *after: nn.Module) -> nn.ModuleList:
-            deep = [Transformer(outputs, config.unet_heads, config.head_dim) for _ in range(config.depth)]
-            return nn.ModuleList([Residual(inputs, outputs, time), nn.ModuleList(deep), *after])
+        self.inputs, first, last = 4 * config.bins, config.channels[0], config.channels[-1]
+        time, downs, ups = 4 * first, (self.inputs, *config.channels), (*config.channels[::-1], first)
+        resizes = len(config.channels) - 1
 
         def same(width: int) -> nn.Module:
             return nn.Conv1d(width, width, 3, padding=1)
 
-        downs, last = config.channels, config.channels[-1]
-        ups = [*downs[::-1], first]
+        self.time_mlp = nn.ModuleDict({"linear_1": nn.Linear(self.inputs, time), "linear_2": nn.Linear(time, time)})
         self.down_blocks = nn.ModuleList(
-            stage(before, width, (Halving if at < len(downs) - 1 else same)(width))
-            for at, (before, width) in enumerate(zip((self.inputs, *downs), downs, strict=False))
+            Stage(config, before, width, (Halving if at < resizes else same)(width))
+            for at, (before, width) in enumerate(pairwise(downs))
         )
-        self.mid_blocks = nn.ModuleList(stage(last, last) for _ in range(config.middle))
+        self.mid_blocks = nn.ModuleList(Stage(config, last, last) for _ in range(config.middle))
         self.up_blocks = nn.ModuleList(
-            stage(2 * before, width, (Doubling if at < len(downs) - 1 else same)(width))
-            for at, (before, width) in enumerate(zip(ups, ups[1:], strict=False))
+            Stage(config, 2 * before, width, (Doubling if at < resizes else same)(width))
+            for at, (before, width) in enumerate(pairwise(ups))
         )
         self.final_block = Block(first, first)
         self.final_proj = nn.Conv1d(first, config.bins, 1)
@@ -147,23 +177,14 @@ class Estimator(nn.Module):
         """[batch, 4 bins, frames] (noisy mel, states, speaker, known mel) at time [] -> velocity [batch, bins,
         frames]."""
         states, frames, skips = self.time_states(time), inputs, []
-        for residual, deep, smaller in self.down_blocks:
-            frames = _stage(residual, deep, frames, states)
+        for stage in cast("list[Stage]", self.down_blocks):
+            frames = stage(frames, states)
             skips.append(frames)
-            frames = smaller(frames)
-        for residual, deep in self.mid_blocks:
-            frames = _stage(residual, deep, frames, states)
-        for residual, deep, larger in self.up_blocks:
+            frames = stage.after(frames)
+        for stage in cast("list[Stage]", self.mid_blocks):
+            frames = stage(frames, states)
+        for stage in cast("list[Stage]", self.up_blocks):
             skip = skips.pop()
-            frames = torch.cat([frames[:, :, : skip.shape[2]], skip], 1)
-            frames = larger(_stage(residual, deep, frames, states))
+            frames = stage.after(stage(torch.cat([frames[:, :, : skip.shape[2]], skip], 1), states))
         found: Tensor = self.final_proj(self.final_block(frames))
         return found
-
-
-def _stage(residual: nn.Module, deep: nn.ModuleList, frames: Tensor, time: Tensor) -> Tensor:
-    """A residual block, then transformer blocks with frames in the place of tokens."""
-    states = residual(frames, time).transpose(1, 2)
-    for block in deep:
-        states = block(states)
-    return states.transpose(1, 2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +46,24 @@ DROPPED = "transformer.rotary_pos_emb.inv_freq"
 """Computed, not learned."""
 
 
-def read_config(folder: Path) -> GlmConfig:
-    """transformers' configuration of the ChatGLM in `folder`. Raises ModelError when config.json is of another
-    architecture, lacks a field or is damaged."""
+@dataclass(frozen=True)
+class Numbers:
+    """What config.json says of a ChatGLM, in transformers' words."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+
+
+def read_numbers(folder: Path) -> Numbers:
+    """Of the ChatGLM in `folder`. Raises ModelError when config.json is of another architecture, lacks a field or is
+    damaged."""
     place = folder / CONFIG
     facts = _json(place)
     for name, wanted in FIXED.items():
@@ -65,7 +81,7 @@ def read_config(folder: Path) -> GlmConfig:
     heads, groups, width = facts["num_attention_heads"], facts["multi_query_group_num"], facts["kv_channels"]
     if heads % groups or width % 4:
         raise ModelError(f"{place}: {heads} heads of {width} in {groups} groups are no GLM-4-Voice; fetch it again")
-    return glm_classes()[0](
+    return Numbers(
         vocab_size=facts["padded_vocab_size"],
         hidden_size=facts["hidden_size"],
         intermediate_size=facts["ffn_hidden_size"],
@@ -74,8 +90,19 @@ def read_config(folder: Path) -> GlmConfig:
         num_key_value_heads=groups,
         head_dim=width,
         rms_norm_eps=eps,
+        rope_theta=ROPE_BASE * ratio,
+    )
+
+
+def read_config(folder: Path) -> GlmConfig:
+    """transformers' configuration of the ChatGLM in `folder`. Raises ModelError as `read_numbers`, and where
+    transformers is not installed."""
+    numbers = asdict(read_numbers(folder))
+    theta = numbers.pop("rope_theta")
+    return glm_classes()[0](
+        **numbers,
         max_position_embeddings=CONTEXT_TOKENS,
-        rope_parameters={"rope_type": "default", "rope_theta": ROPE_BASE * ratio, "partial_rotary_factor": 0.5},
+        rope_parameters={"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": 0.5},
         pad_token_id=None,
         tie_word_embeddings=False,
     )
@@ -121,7 +148,17 @@ def load_glm(folder: Path, *, device: str = "cpu", dtype: str = "bfloat16") -> G
     return model.requires_grad_(False)
 
 
-def renamed(name: str, stored: torch.Tensor, config: GlmConfig) -> Iterator[tuple[str, torch.Tensor]]:
+def named_weights(folder: Path, numbers: Numbers) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every weight of the ChatGLM in `folder` by its name in transformers' GLM, in the type that it is stored in, a
+    view of its mapped file; needs no transformers. Raises ModelError as `load_glm`, before the first one comes."""
+    shards = _shards(folder)
+    _check(folder, numbers, shards)
+    for shard in sorted(set(shards.values())):
+        for name, stored in _tensors(folder / shard):
+            yield from renamed(name, stored, numbers)
+
+
+def renamed(name: str, stored: torch.Tensor, config: GlmConfig | Numbers) -> Iterator[tuple[str, torch.Tensor]]:
     """(name in transformers' GLM, tensor) of one ChatGLM tensor; the rows of query, key and value come apart, as
     views."""
     if name == DROPPED:
@@ -135,7 +172,7 @@ def renamed(name: str, stored: torch.Tensor, config: GlmConfig) -> Iterator[tupl
         yield own.replace(".query_key_value.", f".{part}_proj."), rows
 
 
-def _rows(config: GlmConfig) -> tuple[int, int]:
+def _rows(config: GlmConfig | Numbers) -> tuple[int, int]:
     """Rows of the queries, and of the keys (as many are the values'), in query_key_value."""
     assert config.head_dim and config.num_key_value_heads
     return config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
@@ -157,7 +194,7 @@ def _own_name(name: str) -> str:
     return name
 
 
-def stored_shapes(config: GlmConfig) -> dict[str, list[int]]:
+def stored_shapes(config: GlmConfig | Numbers) -> dict[str, list[int]]:
     """{ChatGLM's name: shape} of every tensor that a checkpoint of `config` holds, but for DROPPED."""
     hidden, inner = config.hidden_size, config.intermediate_size
     heads, others = _rows(config)
@@ -195,7 +232,7 @@ def _shards(folder: Path) -> dict[str, str]:
     return shards
 
 
-def _check(folder: Path, config: GlmConfig, shards: Mapping[str, str]) -> None:
+def _check(folder: Path, config: GlmConfig | Numbers, shards: Mapping[str, str]) -> None:
     """Raises ModelError, before anything is loaded, unless the shards hold the tensors of `config` and no others."""
     wanted, found = stored_shapes(config), dict[str, tuple[str, list[int]]]()
     for file in sorted(set(shards.values())):

@@ -8,9 +8,10 @@ from pathlib import Path
 from models.weights import CATALOGUE, read_catalogue
 
 MAKERS = {
-    "easyocr": "easyocr", "glm-4-voice-9b": "glm_thinker", "glm-4-voice-text": "glm_text",
-    "glm-4-voice-tokenizer": "glm_speech", "htdemucs": "demucs", "insightface": "insightface", "ltx-video": "ltx_video",
-    "paraformer": "paraformer", "pyiqa": "pyiqa", "syncnet": "syncnet", "whisper": "whisper", "yolox": "yolox",
+    "easyocr": "easyocr", "glm-4-voice-9b": "glm_thinker", "glm-4-voice-decoder": "glm_voice",
+    "glm-4-voice-text": "glm_text", "glm-4-voice-tokenizer": "glm_speech", "htdemucs": "demucs",
+    "insightface": "insightface", "ltx-video": "ltx_video", "paraformer": "paraformer",
+    "pyiqa": "pyiqa", "syncnet": "syncnet", "whisper": "whisper", "yolox": "yolox",
 }  # fmt: skip
 """The maker of models whose name begins so."""
 
