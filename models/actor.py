@@ -57,13 +57,13 @@ class Speech:
 @dataclass(frozen=True, eq=False)
 class Context:
     """What every block of a forward pass shares. turned: of the tokens as they lie in time [n, pairs]; clamped: of
-    queries as they look at the reference; heard: states [B, S, H] after their norm; index: [B, C, HEARD] which of
+    queries as they look at the reference, None where all are near enough that it is the same; heard: states [B, S, H] after their norm; index: [B, C, HEARD] which of
     them each chunk hears; hears: mask of those; chunk_turn, state_turn: of the cross-attention."""
 
     mask: Any
     reference: Tensor
     turned: Turn
-    clamped: Turn
+    clamped: Turn | None
     heard: Tensor
     index: Tensor
     hears: Dense
@@ -103,13 +103,18 @@ def _heads(x: Tensor, head_dim: int) -> Tensor:
 
 
 def wide_queries(q: Tensor, context: Context, rotary: int) -> Tensor:
-    """[..., n, d] -> [..., n, d + rotary]: the turned part as video keys see it, as reference keys see it, the rest."""
+    """[..., n, d] -> [..., n, d + rotary]: the turned part as video keys see it, as reference keys see it, the rest.
+    Where nothing is clamped both are one, and heads stay as wide as they are."""
+    if context.clamped is None:
+        return _rotated(q, context.turned, rotary)
     moving = q[..., :rotary]
     return torch.cat((rotate(moving, context.turned), rotate(moving, context.clamped), q[..., rotary:]), -1)
 
 
 def wide_keys(k: Tensor, context: Context, rotary: int) -> Tensor:
     """[..., n, d] -> [..., n, d + rotary]: zeros where the other kind of key has its turned part."""
+    if context.clamped is None:
+        return _rotated(k, context.turned, rotary)
     moving = rotate(k[..., :rotary], context.turned)
     reference = context.reference[:, None]
     return torch.cat((moving.masked_fill(reference, 0), moving.masked_fill(~reference, 0), k[..., rotary:]), -1)
@@ -136,7 +141,8 @@ class CrossAttention(nn.Module):
         by = Turn(*(each.repeat(batch, 1)[:, None, None] for each in (context.chunk_turn.cos, context.chunk_turn.sin)))
         q = _rotated(q, by, config.rotary)
         k, v = (_gathered(each, context.index) for each in (k, v))
-        found = attend(q, k, v, context.hears, config.head_dim**-0.5)
+        grouped = q.unflatten(1, (config.kv_heads, -1)).flatten(2, 3)  # all queries of a chunk hear the same
+        found = attend(grouped, k, v, context.hears, config.head_dim**-0.5).reshape(q.shape)
         return self.o_proj(found.transpose(1, 2).flatten(2)).unflatten(0, (batch, chunks))
 
 
@@ -240,7 +246,8 @@ class Actor(nn.Module):
         x = torch.cat([part.flatten(1, 2) for part in parts], 1)
         chunk, kind = torch.cat(order), torch.cat(kinds)
         own = roles(_after(REFERENCE_CHUNK, chunk), _after(REFERENCE, kind), h * w)
-        context = self.context(own, own, chunk, speech, (h, w), like=x)
+        far = len(chunks) > self.config.window
+        context = self.context(own, own, chunk, speech, (h, w), like=x, far=far)
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, context, h * w, h * w, use_reentrant=False)
@@ -265,10 +272,19 @@ class Actor(nn.Module):
         return found.transpose(2, 3).unflatten(-1, grid).float()
 
     def context(
-        self, own: Roles, seen: Roles, chunks: Tensor, speech: Speech, grid: tuple[int, int], *, like: Tensor
+        self,
+        own: Roles,
+        seen: Roles,
+        chunks: Tensor,
+        speech: Speech,
+        grid: tuple[int, int],
+        *,
+        like: Tensor,
+        far: bool = True,
     ) -> Context:
         """What the blocks share. own: the tokens of the pass; seen: those that they may see, in the order of the
-        store; chunks: [C] those of `own` that hear; like: whose type the states take."""
+        store; chunks: [C] those of `own` that hear; like: whose type the states take; far: some chunk of the pass may
+        be as far as the window from the reference's first place."""
         config = self.config
         flex = own.chunk.is_cuda if self.flex is None else self.flex
         mask = (block_mask if flex else dense_mask)(self.rule, own, seen)
@@ -281,7 +297,7 @@ class Actor(nn.Module):
             mask=mask,
             reference=own.kind == REFERENCE,
             turned=turn_3d(torch.stack((own.chunk, row, column), -1), pairs, config.rope_theta),
-            clamped=turn_3d(torch.stack((clamped, row, column), -1), pairs, config.rope_theta),
+            clamped=turn_3d(torch.stack((clamped, row, column), -1), pairs, config.rope_theta) if far else None,
             heard=heard,
             index=index,
             hears=hears,

@@ -52,9 +52,10 @@ class ActorConfig:
         for name, words in (("history", HISTORIES), ("reference", REFERENCES), ("attention", ATTENTIONS)):
             if getattr(self, name) not in words:
                 raise UsageError(f"{name} must be {' or '.join(words)}, not {getattr(self, name)!r}")
-        if self.head_dim % 8 or self.heads % self.kv_heads:
+        if self.head_dim % 8 or self.head_dim < 16 or self.heads % self.kv_heads:
             raise UsageError(
-                f"head_dim {self.head_dim} must divide by 8, and heads {self.heads} by kv_heads {self.kv_heads}"
+                f"head_dim {self.head_dim} must be 16 or more and divide by 8, and heads {self.heads} divide by kv_heads "
+                f"{self.kv_heads}"
             )
 
     @property

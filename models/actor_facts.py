@@ -147,3 +147,129 @@ def hardware_flops(config: ActorConfig, chunks: Iterable[int], grid: tuple[int, 
 def mfu(flops: float, seconds: float, card: Card, cards: int = 1) -> float:
     """Share of the cards' stated FLOP/s that `flops` in `seconds` are."""
     return flops / (seconds * card.flops * cards)
+
+
+HEARD = 2 * (SEGMENT_SPEECH_TOKENS + SEGMENT_TEXT_TOKENS)
+"""States that are laid out for every chunk, whether it hears them or not (`models.actor.HEARD`)."""
+RESERVE = 3 * 1024**3
+"""Bytes of a GPU that no tensor gets: driver, NCCL's buffers, gaps between blocks. An assumption, not measured."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a run lies on its GPUs. replicas: groups of GPUs that hold a whole copy each. micro_batch: samples of up to
+    `chunks` chunks of `grid` at a time. parts: micro-batches of a step. ema: whether an average is kept. thinker: the
+    one that runs beside the Actor, "" for none."""
+
+    gpus: int
+    replicas: int
+    micro_batch: int
+    chunks: int
+    grid: tuple[int, int]
+    parts: int = 1
+    bfloat16: bool = True
+    checkpointing: bool = False
+    ema: bool = True
+    thinker: str = ""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one GPU. weights, gradients, moments (AdamW's two), average: float32, split over a group's GPUs;
+    gradients are whole on every GPU where a step has several micro-batches, since they are exchanged with the last.
+    gathered: bfloat16 weights whole, and gradients on their way. activations: kept for the backward pass; backward:
+    what it needs beside them. thinker: its weights. reserve: `RESERVE`."""
+
+    weights: int
+    gradients: int
+    moments: int
+    average: int
+    gathered: int
+    activations: int
+    backward: int
+    thinker: int
+    reserve: int = RESERVE
+
+    @property
+    def total(self) -> int:
+        return sum(vars(self).values())
+
+
+def memory(config: ActorConfig, setup: Setup) -> Memory:
+    """Of each GPU under `setup`, with FlexAttention and without torch.compile, which keeps less."""
+    group = setup.gpus // setup.replicas
+    whole, block = parameters(config), block_parameters(config)
+    share = -(-4 * whole // group)
+    alone = setup.gpus == 1
+    # FSDP holds the weights outside the blocks, two blocks' weights, one block's gradient as it comes and as it leaves;
+    # without it, autocast keeps a copy of every weight.
+    in_flight = 2 * (whole - config.layers * block) + (2 * 2 + 2 + 4) * block
+    size = 2 if setup.bfloat16 else 4
+    sizes = (size, 4 if alone else size)
+    facts = thinker_facts(setup.thinker) if setup.thinker else None
+    return Memory(
+        weights=share,
+        gradients=4 * whole if setup.parts > 1 and not alone else share,
+        moments=2 * share,
+        average=share if setup.ema else 0,
+        gathered=(2 * whole * setup.bfloat16) if alone else in_flight,
+        activations=saved_bytes(
+            config, setup.micro_batch, setup.chunks, setup.grid, sizes=sizes, checkpointing=setup.checkpointing
+        ),
+        backward=setup.micro_batch * _backward_bytes(config, setup, size),
+        thinker=facts.parameters * (2 if setup.thinker == GLM_4_VOICE else 4) if facts else 0,
+    )
+
+
+def _backward_bytes(config: ActorConfig, setup: Setup, size: int) -> int:
+    """The widest gradients of a block that live at once, the MLP's, and under checkpointing the block computed again."""
+    tokens = tokens_of(config, setup.chunks, setup.grid)
+    again = _block_numbers(config, setup.chunks, setup.grid, fused=True)[0] if setup.checkpointing else 0
+    return size * (tokens * (4 * config.intermediate + 2 * config.hidden) + again)
+
+
+def saved_bytes(
+    config: ActorConfig,
+    samples: int,
+    chunks: int,
+    grid: tuple[int, int],
+    *,
+    sizes: tuple[int, int] = (4, 4),
+    checkpointing: bool = False,
+    fused: bool = True,
+) -> int:
+    """What autograd keeps of a forward pass over `samples` samples of `chunks` chunks. sizes: bytes of a number, and
+    of one of the residual stream. fused: FlexAttention and fused norms, as on a GPU; else dense, as on a CPU."""
+    size, residual = sizes
+    hidden, tokens = config.hidden, tokens_of(config, chunks, grid)
+    places, moving = grid[0] * grid[1], tokens - grid[0] * grid[1]
+    inside, streams = _block_numbers(config, chunks, grid, fused=fused)
+    a_block = samples * (size * inside + residual * streams)
+    if not fused:
+        a_block += size * tokens**2  # the mask, as floats, one for all samples
+    if checkpointing:
+        a_block = samples * residual * tokens * hidden
+    read = tokens * (config.channels + 2 * hidden) + (tokens // places) * (LEVEL_NUMBERS + 2 * hidden)
+    heard = (1 if checkpointing else 2) * states_of(chunks) * config.states
+    told = (moving if config.history != "teacher_forcing" else moving // 2) * hidden * (1 if fused else 2)
+    return config.layers * a_block + samples * (size * (read + heard + told) + residual * tokens * hidden)
+
+
+def _block_numbers(config: ActorConfig, chunks: int, grid: tuple[int, int], *, fused: bool) -> tuple[int, int]:
+    """Numbers that a block keeps of one sample: those that it computes, and the residual stream before its norms.
+
+    Norms: their result, unfused also before its weight. Attention: q, k, v, what came out, and that as the output
+    projection takes it; dense, k and v repeated for every head and all as wide as q. MLP: gate and up, gate after
+    SiLU, their product.
+    """
+    tokens, hidden = tokens_of(config, chunks, grid), config.hidden
+    moving = tokens - grid[0] * grid[1]
+    inner, heads, groups = config.heads * config.head_dim, config.heads, config.kv_heads
+    wide, width = config.head_dim + config.rotary, config.head_dim
+    norms = (2 * tokens + moving) * hidden * (1 if fused else 2)
+    if fused:
+        attended = tokens * (heads * wide + groups * (wide + width) + 2 * inner)
+    else:
+        attended = tokens * (4 * heads * wide + inner)
+    heard = moving // (grid[0] * grid[1]) * HEARD * 2 * inner + 2 * states_of(chunks) * groups * width
+    return norms + attended + 3 * moving * inner + heard + 4 * tokens * config.intermediate, 3 * tokens * hidden
