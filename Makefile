@@ -23,7 +23,7 @@ $(VENV)/installed: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[paper,review,dev]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[paper,review,train,dev]"
 	$(BIN)/python -m pip uninstall -q -y opencv-python
 	$(BIN)/python -m pip install -q --disable-pip-version-check --force-reinstall --no-deps opencv-python-headless
 	@# the pages are tested in a real browser

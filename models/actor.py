@@ -269,7 +269,7 @@ class Actor(nn.Module):
     def velocity(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """[B, C h w, hidden] -> [B, C, channels, h, w] float32."""
         found = self.head(self.norm(x)).unflatten(1, (-1, grid[0] * grid[1]))
-        return found.transpose(2, 3).unflatten(-1, grid).float()
+        return found.transpose(2, 3).unflatten(-1, grid).float().contiguous()
 
     def context(
         self,

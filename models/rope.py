@@ -43,7 +43,7 @@ def turn_3d(positions: Tensor, pairs: int, theta: float) -> Turn:
     """Of positions [..., 3] (time in chunks, row, column): cos, sin [..., pairs]."""
     pair = torch.arange(pairs, device=positions.device)
     axes = torch.tensor(AXES, device=positions.device)[pair % len(AXES)]
-    space = frequencies(max(1, pairs // len(AXES)), SPACE_THETA, positions.device)[pair // len(AXES)]
+    space = frequencies(-(-pairs // len(AXES)), SPACE_THETA, positions.device)[pair // len(AXES)]
     rates = torch.where(axes == 0, frequencies(pairs, theta, positions.device), space)
     return _turned(positions.double()[..., axes] * rates)
 

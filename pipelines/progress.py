@@ -20,11 +20,11 @@ class _Rate(ProgressColumn):
 
 
 class Bar:
-    """One bar: `with Bar("measure", total, "s of video") as bar: bar.add(3.2)`."""
+    """One bar: `with Bar("measure", total, "s of video") as bar: bar.add(3.2)`. begun: done before, by others."""
 
-    def __init__(self, title: str, total: float, unit: str, quiet: bool = False) -> None:
-        self.title, self.total, self.unit, self.quiet = title, total, unit, quiet
-        self.done, self.note, self._began, self._last = 0.0, "", 0.0, 0.0
+    def __init__(self, title: str, total: float, unit: str, quiet: bool = False, begun: float = 0.0) -> None:
+        self.title, self.total, self.unit, self.quiet, self.begun = title, total, unit, quiet, begun
+        self.done, self.note, self._began, self._last = begun, "", 0.0, 0.0
         self._bar: Progress | None = None
 
     def __enter__(self) -> Bar:
@@ -42,6 +42,7 @@ class Bar:
             )
             self._bar.start()
             self._task = self._bar.add_task(self.title, total=self.total, unit=self.unit, note="")
+            self._bar.update(self._task, completed=self.begun)
         return self
 
     def add(self, amount: float, note: str = "") -> None:
@@ -55,7 +56,7 @@ class Bar:
 
     def _line(self) -> None:
         self._last = time.monotonic()
-        rate = self.done / max(1e-9, self._last - self._began)
+        rate = (self.done - self.begun) / max(1e-9, self._last - self._began)
         left = (self.total - self.done) / rate if rate else 0.0
         text = (
             f"{self.title}: {self.done:.0f}/{self.total:.0f} {self.unit}, {rate:.1f}/s, {left:.0f} s left {self.note}"
