@@ -194,7 +194,7 @@ class Block(nn.Module):
 
 
 class Actor(nn.Module):
-    """The video transformer. flex: masks by FlexAttention (on a GPU; None: wherever the input is on one).
+    """The video transformer. flex: whole samples by FlexAttention (None: on a GPU).
     checkpointing: blocks are computed again in the backward pass instead of kept."""
 
     def __init__(self, config: ActorConfig) -> None:
@@ -247,7 +247,8 @@ class Actor(nn.Module):
         chunk, kind = torch.cat(order), torch.cat(kinds)
         own = roles(_after(REFERENCE_CHUNK, chunk), _after(REFERENCE, kind), h * w)
         far = len(chunks) > self.config.window
-        context = self.context(own, own, chunk, speech, (h, w), like=x, far=far)
+        flex = x.is_cuda if self.flex is None else self.flex
+        context = self.context(own, own, chunk, speech, (h, w), like=x, far=far, flex=flex)
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, context, h * w, h * w, use_reentrant=False)
@@ -281,12 +282,12 @@ class Actor(nn.Module):
         *,
         like: Tensor,
         far: bool = True,
+        flex: bool = False,
     ) -> Context:
         """What the blocks share. own: the tokens of the pass; seen: those that they may see, in the order of the
         store; chunks: [C] those of `own` that hear; like: whose type the states take; far: some chunk of the pass may
-        be as far as the window from the reference's first place."""
+        be as far as the window from the reference's first place; flex: a mask for FlexAttention, for long passes."""
         config = self.config
-        flex = own.chunk.is_cuda if self.flex is None else self.flex
         mask = (block_mask if flex else dense_mask)(self.rule, own, seen)
         row, column = own.place // grid[1], own.place % grid[1]
         pairs = config.rotary // 2

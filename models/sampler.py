@@ -166,6 +166,6 @@ def _neighbourhoods(speech: Speech, chunks: int) -> list[slice]:
     """Where the states that each chunk hears lie, in any sample of the batch: a pass need not look at the others."""
     index, hears = heard_by(torch.arange(chunks, device=speech.segments.device), speech.segments)
     heard = hears.live.view_as(index[..., :1]) if hears.live is not None else index[..., :1] >= 0
-    begin = index.amin((0, 2)).tolist()
-    end = (torch.where(heard, index, 0).amax((0, 2)) + 1).tolist()
-    return [slice(min(begin[chunk:]), max(end[: chunk + 1])) for chunk in range(chunks)]
+    begin = index.amin((0, 2)).flip(0).cummin(0).values.flip(0).tolist()
+    end = (torch.where(heard, index, 0).amax((0, 2)) + 1).cummax(0).values.tolist()
+    return list(map(slice, begin, end))
