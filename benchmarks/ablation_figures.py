@@ -7,6 +7,7 @@ the real clips (1 is like them), and are taken over the first and over the last 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def frames_at(latents: np.ndarray, chunks: list[int]) -> list[np.ndarray]:
     return found
 
 
-def piqe(latents: np.ndarray) -> float:
+def piqe(latents: Sequence[np.ndarray] | np.ndarray) -> float:
     """Median over portraits and every fifth chunk; blocks of PIQE want more pixels than 128 x 128."""
     metric = load_metric("piqe")
     frames = [frame for each in latents for frame in frames_at(each, list(range(4, each.shape[0], 5)))]
@@ -137,12 +138,14 @@ def figures_of(latents: np.ndarray, portraits: np.ndarray, real: Real) -> dict[s
 def write_docs(rows: list[Rollouts], portraits: np.ndarray, clips: list[np.ndarray], folder: Path) -> dict[str, Any]:
     """Writes FOLDER/ablations.png (curves), ablations-frames.png (pictures) and ablations.json; returns the latter."""
     folder.mkdir(parents=True, exist_ok=True)
+    portraits = portraits.astype(np.float32)
     real = real_of(clips)
     table: dict[str, Any] = {}
     for row in rows:
         seeds = [figures_of(latents, portraits, real) for latents in row.latents]
         cells = {key: [round(seed[key], 3) for seed in seeds] for key in COLUMNS}
         table[title(row)] = {**cells, "training loss": [round(loss, 4) for loss in row.loss]}
+    table["real clips"] = {"piqe": [round(piqe([clip[1:] for clip in clips]), 3)]}
     found = {"columns": COLUMNS, "paper's order": PAPER_ORDER, "rows": table, "order": orders(table)}
     (folder / "ablations.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     draw_curves(rows, portraits, real, folder / "ablations.png")

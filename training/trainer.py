@@ -19,6 +19,7 @@ from torch import Tensor
 from manifests.errors import ModelError, UsageError
 from models.actor_config import actor_config
 from models.actor_facts import thinker_facts, thinker_flops, train_flops
+from models.thinker import identity
 from training.batch import Batch, micro_batches
 from training.checkpoint import Checkpoints
 from training.checkpoint_meta import Identity, Progress, latest, newest, read_meta
@@ -126,9 +127,13 @@ class Trainer:
         """What the run begins with."""
         count = sum(value.numel() for value in self.actor.parameters())
         device = self.card.name if self.card else self.where.device.type
-        thinker = self.data.contract.thinker or self.recipe.thinker
         epoch = self.plan.steps, self.plan.samples
-        return Started(self.step, self.steps, *epoch, count, self.where.size, device, thinker)
+        return Started(self.step, self.steps, *epoch, count, self.where.size, device, self.thinker)
+
+    @property
+    def thinker(self) -> str:
+        """Identity of whose states the Actor follows: of those that are stored, else of the one that runs."""
+        return self.data.contract.thinker or identity(self.recipe.thinker)
 
     @property
     def steps(self) -> int:
@@ -298,7 +303,7 @@ class Trainer:
     def _identity(self) -> Identity:
         contract = self.data.contract
         codecs = {"video": contract.video, "speech": contract.speech, "text": contract.text}
-        return Identity(self.config, codecs, contract.thinker or self.recipe.thinker)
+        return Identity(self.config, codecs, self.thinker)
 
     def _facts(self) -> dict[str, Any]:
         shards = hashlib.sha256(repr((self.plan.sizes, self.plan.weights)).encode()).hexdigest()[:16]
