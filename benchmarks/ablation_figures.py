@@ -194,7 +194,7 @@ def draw_frames(rows: list[Rollouts], portraits: np.ndarray, path: Path) -> None
     """Two portraits a variant of the first seed, a frame every twelve seconds."""
     codec, lines = Dct3d(), []
     for row in rows:
-        for at in (0, 1):
+        for at in (0, len(portraits) // 2):
             latents = row.latents[0][at]
             chunks = [min(len(latents) - 1, int(second / CHUNK_SECONDS)) for second in SHOWN]
             face = codec.decode(portraits[at][None].astype(np.float16))[0]
