@@ -55,10 +55,11 @@ Steps = Iterator[None]
 
 @dataclass(frozen=True, eq=False)
 class Mark:
-    """Where a dialogue stood: its clock and its turns."""
+    """Where a dialogue stood: its clock, its turns, and the ids that its stream had read."""
 
     timeline: Timeline
     turns: list[Turn]
+    read: np.ndarray
 
 
 class Dialogue:
@@ -155,12 +156,14 @@ class Dialogue:
 
     def mark(self) -> Mark:
         """What is said so far, to go back to."""
-        return Mark(self.timeline.copy(), [turn.copy() for turn in self.turns])
+        read = self.stream.ids[: self.stream.length].copy()
+        return Mark(self.timeline.copy(), [turn.copy() for turn in self.turns], read)
 
     def back(self, mark: Mark) -> None:
         """All that was done after `mark` is undone, and all that waits for its turn forgotten, as if an interruption
-        had come right then; numbers of turns are not given twice. What the stream has read stays in its cache."""
+        had come right then; numbers of turns are not given twice."""
         self.timeline, self.turns = mark.timeline.copy(), [turn.copy() for turn in mark.turns]
+        self.stream.rewind(self.stream.shared(mark.read))
         self._running = None
         self._waiting.clear()
 

@@ -525,19 +525,20 @@ class TestInterrupt:
         assert len(dialogue.turns[0].parts) == 2
 
     def test_back_to_a_mark_is_as_if_nothing_had_come_after_it(self, bundled: Thinker, silence: np.ndarray) -> None:
-        dialogue, new = (Dialogue(bundled, silence, longest=2) for _ in range(2))
-        for each in (dialogue, new):
-            each.speak(codes(1, 52))
-            said(each)
+        dialogue = Dialogue(bundled, silence, longest=2)
+        dialogue.speak(codes(1, 52))
+        said(dialogue)
         mark = dialogue.mark()
         dialogue.ask("Well?")
         taken(dialogue, 1)
-        for _ in range(2):
+        for _ in range(2):  # another time, when its stream has read what is told again
             dialogue.back(mark)
             assert dialogue.idle and dialogue.quiet
-            dialogue.speak(codes(2, 60))
-            new.interrupt(chunk=13)
-            new.speak(codes(2, 60))
+            new = Dialogue(bundled, silence, longest=2)
+            new.speak(codes(1, 52))
+            said(new)
+            for each in (dialogue, new):
+                each.speak(codes(2, 60))
             same(said(dialogue), said(new))
 
     def test_only_so_far_back(self, bundled: Thinker, silence: np.ndarray) -> None:
