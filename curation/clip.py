@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 
 from curation.audio import Audio, read_audio
@@ -26,6 +25,7 @@ from curation.media import (
 )
 from manifests.errors import SourceError
 from models.clock import FPS
+from models.faces import crop_square
 
 MAX_SIDE = 640
 """Longer side, px, of the frames that stages share."""
@@ -169,18 +169,6 @@ class Clip:
                 out[at] = crop_square(self.small[first + at], x, y, side, size)
             return out
         return decode_square(self, box, size, first, count)
-
-
-def crop_square(image: np.ndarray, x: float, y: float, side: float, size: int) -> np.ndarray:
-    """The square at (x, y) of `side` px, resized to [size, size, 3]; edges repeat outside the image."""
-    left, top, wide = round(x), round(y), max(2, round(side))
-    height, width = image.shape[:2]
-    pads = (max(0, -top), max(0, top + wide - height), max(0, -left), max(0, left + wide - width))
-    part = image[max(0, top) : max(0, top + wide), max(0, left) : max(0, left + wide)]
-    if any(pads):
-        part = cv2.copyMakeBorder(part, *pads, cv2.BORDER_REPLICATE)
-    shrink = part.shape[0] > size
-    return cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC)
 
 
 def sample_indices(count: int) -> set[int]:

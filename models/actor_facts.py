@@ -21,17 +21,18 @@ BACKWARD = 2
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU. flops: dense bfloat16 FLOP/s that its maker states; memory: bytes."""
+    """A GPU. flops: dense bfloat16 FLOP/s that its maker states; memory: bytes; bandwidth: of it, bytes/s."""
 
     name: str
     flops: float
     memory: int
+    bandwidth: float
 
 
 CARDS = {
-    "a100-80": Card("A100 80GB", 312e12, 80 * 1024**3),
-    "h100": Card("H100 SXM", 989e12, 80 * 1024**3),
-    "h200": Card("H200 SXM", 989e12, 141 * 10**9),
+    "a100-80": Card("A100 80GB", 312e12, 80 * 1024**3, 2.039e12),
+    "h100": Card("H100 SXM", 989e12, 80 * 1024**3, 3.35e12),
+    "h200": Card("H200 SXM", 989e12, 141 * 10**9, 4.8e12),
 }
 
 

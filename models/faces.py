@@ -168,6 +168,21 @@ def portrait_square(boxes: np.ndarray, width: int, height: int) -> tuple[int, in
     return x, y, side
 
 
+def crop_square(image: np.ndarray, x: float, y: float, side: float, size: int) -> np.ndarray:
+    """The square at (x, y) of `side` px, resized to [size, size, 3]; edges repeat outside the image; shrunk by area,
+    grown by bicubic."""
+    import cv2
+
+    left, top, wide = round(x), round(y), max(2, round(side))
+    height, width = image.shape[:2]
+    pads = (max(0, -top), max(0, top + wide - height), max(0, -left), max(0, left + wide - width))
+    part = image[max(0, top) : max(0, top + wide), max(0, left) : max(0, left + wide)]
+    if any(pads):
+        part = cv2.copyMakeBorder(part, *pads, cv2.BORDER_REPLICATE)
+    shrink = part.shape[0] > size
+    return cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC)
+
+
 def _placed(start: float, side: int, spans: list[tuple[float, float]], room: int) -> int:
     """`start`, moved so that `side` px hold each of `spans` that fits; the last span (the face) and then the
     picture (0 ... room) have the last word."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pipelines import models_command
+from pipelines.streaming.command import stream_arguments
 from pipelines.training import command as training
 
 PROFILES = "pretrain,sft,listening"
@@ -52,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     training.export_arguments(
         command("export-actor", "one safetensors file and its JSON of a training run", dataset=False)
     )
+    stream_arguments(command("stream", "a film of a portrait that speaks and answers", dataset=False))
     demo = command("demo", "make sample videos and run the whole way", dataset=False)
     demo.add_argument("-o", "--output", default="demo", help="folder for videos and dataset (default: demo)")
     return top

@@ -261,6 +261,12 @@ def _export_actor(options: argparse.Namespace) -> int:
     return export_actor(options)
 
 
+def _stream(options: argparse.Namespace) -> int:
+    from pipelines.streaming.command import stream
+
+    return stream(options)
+
+
 def _demo(options: argparse.Namespace) -> int:
     from pipelines.demo import run_demo
 

@@ -1,0 +1,132 @@
+"""An avatar in Python: its documentation runs, and its verbs do what they say."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streams_made import alike, astronaut, make_actor, play, sound, write_picture, write_sound
+
+from inference.avatar import Avatar
+from inference.media import Media
+from manifests.errors import SourceError, UsageError
+from models.clock import STORED_RATE
+
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "streaming.md"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """me.jpg, actor/ and greeting.wav."""
+    folder = tmp_path_factory.mktemp("avatar")
+    make_actor(folder / "actor")
+    write_picture(folder / "me.jpg", astronaut())
+    write_sound(folder / "greeting.wav", sound(1.0))
+    return folder
+
+
+@pytest.fixture
+def avatar(place: Path) -> Iterator[Avatar]:
+    with Avatar(astronaut(), checkpoint=place / "actor", steps=3, devices="cpu") as made:
+        yield made
+
+
+def joined(chunks: list[Media]) -> np.ndarray:
+    return np.concatenate([chunk.sound for chunk in chunks])
+
+
+def test_the_example_in_the_documentation_runs(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    assert len(code) == 1
+    monkeypatch.chdir(place)
+    exec(compile(code[0], str(DOCS), "exec"), {})
+    assert float(capsys.readouterr().out.split()[0]) > 0
+    played = play(place / "greeting.mp4")
+    assert len(played.frames) == 4 * 8 and played.rate == STORED_RATE  # whole chunks: 1.28 s
+    assert alike(played.sound, sound(1.0)) > 0.95
+
+
+def test_it_says_a_recording_as_it_is_and_goes_on_in_silence(avatar: Avatar) -> None:
+    given = sound(0.8)
+    avatar.speak((given, STORED_RATE))
+    spoken = list(avatar.chunks())
+    assert avatar.idle and [chunk.index for chunk in spoken] == [0, 1, 2]
+    heard = joined(spoken)
+    assert np.array_equal(heard[: len(given)], given) and not heard[len(given) :].any()
+    assert list(avatar.chunks()) == []
+    later = list(avatar.chunks(seconds=0.7))
+    assert [chunk.index for chunk in later] == [3, 4, 5] and not joined(later).any()
+    moving = np.concatenate([chunk.frames for chunk in later]).astype(int)
+    assert np.abs(np.diff(moving, axis=0)).mean() > 0.01  # while nobody speaks it keeps moving
+    assert avatar.figures["chunks"] == 6 and avatar.figures["skew_ms"] == 0
+
+
+def test_it_answers_text_and_speech_and_another_rate(avatar: Avatar) -> None:
+    avatar.say("Hello")
+    assert np.abs(joined(list(avatar.chunks(seconds=2.0)))).max() > 0.01
+    avatar.interrupt()
+    avatar.listen((sound(1.0, 16_000), 16_000))
+    assert not avatar.idle
+    assert np.abs(joined(list(avatar.chunks(seconds=2.0)))).max() > 0.01
+
+
+def test_an_interruption_from_another_thread_counts_from_the_next_chunk_on(avatar: Avatar) -> None:
+    avatar.speak((0.5 * np.ones(5 * STORED_RATE, np.float32), STORED_RATE))
+    before = list(avatar.chunks(seconds=1.0))
+    thread = threading.Thread(target=avatar.interrupt)
+    thread.start()
+    thread.join()
+    after = list(avatar.chunks(seconds=1.0))
+    assert [chunk.index for chunk in before + after] == list(range(8))  # the clock goes on, nothing is shown twice
+    assert (joined(before) == 0.5).all()
+    assert not joined(after)[200:].any() and avatar.idle
+    seam = np.abs(after[0].frames[0].astype(int) - before[-1].frames[-1]).mean()
+    inside = np.abs(np.diff(np.concatenate([each.frames for each in before]).astype(int), axis=0)).mean((1, 2, 3))
+    assert seam <= 2 * inside[7::8].max()
+
+
+def test_async_iteration_does_not_block_the_loop(avatar: Avatar) -> None:
+    async def call() -> tuple[list[int], int]:
+        seen, ticks = [], 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0)
+                ticks += 1
+
+        ticking = asyncio.create_task(tick())
+        async for chunk in avatar:
+            seen.append(chunk.index)
+            if len(seen) == 4:
+                break
+        ticking.cancel()
+        return seen, ticks
+
+    seen, ticks = asyncio.run(call())
+    assert seen == [0, 1, 2, 3] and ticks > 10
+
+
+def test_a_closed_one_gives_nothing_more(place: Path) -> None:
+    avatar = Avatar(place / "me.jpg", checkpoint=place / "actor", steps=2, devices="cpu")
+    assert len(list(avatar.chunks(seconds=0.3))) == 1
+    avatar.close()
+    assert list(avatar.chunks(seconds=1.0)) == []
+    avatar.close()
+
+
+def test_nothing_is_refused(avatar: Avatar, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="text is empty"):
+        avatar.say(" \n")
+    with pytest.raises(UsageError, match="speech is empty"):
+        avatar.speak((np.empty(0, np.float32), 16_000))
+    with pytest.raises(SourceError, match=r"no\.wav' cannot be read"):
+        avatar.listen(tmp_path / "no.wav")
+    assert avatar.idle or not avatar.runner._told
