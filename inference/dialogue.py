@@ -308,9 +308,10 @@ def _checked(kind: str, ids: Sequence[int] | np.ndarray, count: int) -> np.ndarr
     if not found.size:
         return np.empty(0, np.int64)
     if found.ndim != 1 or found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= count:
+        among = f" from {found.min()} to {found.max()}" if found.dtype.kind in "iuf" else ""
         raise UsageError(
-            f"{kind} tokens must be [n] whole numbers 0 ... {count - 1}, found {found.dtype} {list(found.shape)} from "
-            f"{found.min()} to {found.max()}; were they made by the Thinker's own codecs?"
+            f"{kind} tokens must be [n] whole numbers 0 ... {count - 1}, found {found.dtype} {list(found.shape)}{among}; "
+            "were they made by the Thinker's own codecs?"
         )
     return found.astype(np.int64)
 

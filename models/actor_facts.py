@@ -119,13 +119,14 @@ def _heard(chunk: int, chunks: int) -> int:
 
 
 def forward_flops(config: ActorConfig, chunks: int, grid: tuple[int, int], *, widened: bool = False) -> int:
-    """Of one sample of `chunks` chunks of grid (h, w). widened: with queries and keys as wide as we compute them."""
+    """Of one sample of `chunks` chunks of grid (h, w). widened: with queries and keys as wide as we compute them,
+    which they are in samples longer than the window."""
     places, hidden = grid[0] * grid[1], config.hidden
     tokens = tokens_of(config, chunks, grid)
     inner, groups = config.heads * config.head_dim, config.kv_heads * config.head_dim
     multiplied = tokens * (2 * hidden * inner + 2 * hidden * groups + 3 * hidden * config.intermediate)
     multiplied += (tokens - places) * 2 * hidden * inner + states_of(chunks) * 2 * config.states * groups
-    width = 2 * config.head_dim + (config.rotary if widened else 0)
+    width = 2 * config.head_dim + (config.rotary if widened and chunks > config.window else 0)
     attended = seen_pairs(config, chunks, grid) * config.heads * width
     attended += heard_pairs(config, chunks, grid) * config.heads * 2 * config.head_dim
     ends = tokens * (config.channels + hidden) * hidden + chunks * places * hidden * config.channels
@@ -260,17 +261,18 @@ def _block_numbers(config: ActorConfig, chunks: int, grid: tuple[int, int], *, f
     """Numbers that a block keeps of one sample: those that it computes, and the residual stream before its norms.
 
     Norms: their result, unfused also before its weight. Attention: q, k, v, what came out, and that as the output
-    projection takes it; dense, k and v repeated for every head and all as wide as q. MLP: gate and up, gate after
+    projection takes it; dense, k and v repeated for every head and all as wide as q. Heads are wider in samples longer than the window. MLP: gate and up, gate after
     SiLU, their product.
     """
     tokens, hidden = tokens_of(config, chunks, grid), config.hidden
     moving = tokens - grid[0] * grid[1]
     inner, heads, groups = config.heads * config.head_dim, config.heads, config.kv_heads
-    wide, width = config.head_dim + config.rotary, config.head_dim
+    width = config.head_dim
+    wide = width + config.rotary if chunks > config.window else width
     norms = (2 * tokens + moving) * hidden * (1 if fused else 2)
     if fused:
         attended = tokens * (heads * wide + groups * (wide + width) + 2 * inner)
     else:
         attended = tokens * (4 * heads * wide + inner)
-    heard = moving // (grid[0] * grid[1]) * HEARD * 2 * inner + 2 * states_of(chunks) * groups * width
+    heard = (moving // (grid[0] * grid[1]) * HEARD + states_of(chunks)) * 2 * groups * width
     return norms + attended + 3 * moving * inner + heard + 4 * tokens * config.intermediate, 3 * tokens * hidden

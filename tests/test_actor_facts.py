@@ -158,14 +158,17 @@ def attended(config: ActorConfig, chunks: int, grid: tuple[int, int], wide: int 
     return 2 * config.layers * config.heads * pairs
 
 
-def test_attention_is_counted_as_torch_would_if_it_left_out_what_is_masked() -> None:
-    config, grid, chunks = small(window=100, attention="chunk"), (2, 3), 5
+@pytest.mark.parametrize("window", [4, 100])
+def test_attention_is_counted_as_torch_would_if_it_left_out_what_is_masked(window: int) -> None:
+    """Heads are widened only where a chunk is further from the reference than the window."""
+    config, grid, chunks = small(window=window, attention="chunk"), (2, 3), 5
     tokens = tokens_of(config, chunks, grid)
     _, attention = counted(config, chunks, grid)
-    wide, heads = config.head_dim + config.rotary, config.heads
+    more, heads = config.rotary * (chunks > window), config.heads
+    wide = config.head_dim + more
     dense = tokens**2 * 2 * wide + 6 * chunks * HEARD * 2 * config.head_dim  # v is padded to q's width
     assert attention == 2 * config.layers * heads * dense
-    added = 2 * config.layers * heads * seen_pairs(config, chunks, grid) * config.rotary
+    added = 2 * config.layers * heads * seen_pairs(config, chunks, grid) * more
     assert forward_flops(config, chunks, grid, widened=True) - forward_flops(config, chunks, grid) == added
 
 
