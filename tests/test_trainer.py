@@ -150,8 +150,8 @@ def test_activation_checkpointing_changes_nothing(recipe: Recipe, tmp_path: Path
 
 
 def test_blocks_compile_whole_and_not_for_every_length(recipe: Recipe) -> None:
-    """Traced without a break, checkpointed inside as the recipes have it; a third length needs no third graph. What
-    the tracer gives is run as it is: a C++ compiler would take minutes."""
+    """Traced without a break, checkpointed inside as the recipes have it; a third length needs no third graph, up to
+    the window as beyond it, where heads are wider. What the tracer gives is run as it is: a C++ compiler would take minutes."""
     config = ActorConfig("tiny", 32, 1, heads=4, kv_heads=2, head_dim=16, intermediate=48, states=12, window=4)
     plain, traced = Actor(config), Actor(config)
     plain.init_weights(0)
@@ -163,7 +163,7 @@ def test_blocks_compile_whole_and_not_for_every_length(recipe: Recipe) -> None:
     counter = CompileCounterWithBackend("aot_eager")
     for block in traced.blocks:
         block.compile(backend=counter, fullgraph=True)
-    for chunks in (3, 5, 6):
+    for chunks in (2, 3, 4, 5, 6, 7):
         speech = Speech(
             torch.randn(2, 4 * chunks, 12), *[torch.arange(4 * chunks).expand(2, -1) // by for by in (26, 1)]
         )
@@ -174,10 +174,10 @@ def test_blocks_compile_whole_and_not_for_every_length(recipe: Recipe) -> None:
         for one, other in zip(plain.parameters(), traced.parameters(), strict=True):
             assert one.grad is not None and other.grad is not None
             assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-6)
-    assert counter.frame_count <= 2
+    assert counter.frame_count <= 4
     with uncompiled(traced):
         assert len(list(rollout(traced, given[2], speech, 5, steps=3))) == 5
-    assert counter.frame_count <= 2
+    assert counter.frame_count <= 4
 
 
 def test_a_run_goes_on_exactly(recipe: Recipe, told: tuple[Path, list[Event]], tmp_path: Path) -> None:
