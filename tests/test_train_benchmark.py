@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from bare import bare_run
 
 CODE = """
@@ -24,4 +25,5 @@ def test_it_runs_on_a_bare_machine(tmp_path: Path) -> None:
     assert [row["reader"] for row in found["loader"]] == ["ours, 2 workers", "ours, in process"]
     assert all(row["ratio"] == "webdataset is not installed" for row in found["loader"])
     assert found["step"]["TFLOP/s"]["median"] > 0
-    assert 4 / 3 < found["step"]["computed / MFU's"] < 1.5  # the second forward, and the widened heads
+    # the second forward of checkpointing; in two chunks no head is widened
+    assert found["step"]["computed / MFU's"] == pytest.approx(4 / 3)
