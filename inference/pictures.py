@@ -7,7 +7,6 @@ every frame is decoded once, from a window that moves along a chunk at a time: n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -27,8 +26,8 @@ class Reach:
     ahead: int = 0
 
 
-ALONE = Reach()
-"""For the bundled codec, whose latents do not look at each other: a stream has the very bytes of the whole."""
+NEXT = Reach(1, 1)
+"""For the bundled codec: a stream has the very bytes of the whole, 0.32 s of clock late."""
 EXACT = Reach(CONTEXT, CONTEXT)
 """For LTX-Video: within a grey level of the whole, 3.84 s late."""
 LIVE = Reach(8, 5)
@@ -47,12 +46,12 @@ class Frames:
 
 
 class Pictures:
-    """Decodes one stream. portrait: its latent 0, [channels, h, w]; reach: ALONE, LIVE or EXACT, or None for what the
+    """Decodes one stream. portrait: its latent 0, [channels, h, w]; reach: NEXT, LIVE or EXACT, or None for what the
     codec needs live; kept: chunks that may have been given and are not yet shown, and so may be dropped."""
 
     def __init__(self, codec: VideoCodec, portrait: np.ndarray, *, reach: Reach | None = None, kept: int = 16) -> None:
         self.codec, self.kept = codec, kept
-        self.reach = reach or (LIVE if isinstance(codec, LtxVideo) else ALONE)
+        self.reach = reach or (LIVE if isinstance(codec, LtxVideo) else NEXT)
         self._latents = [portrait]
         self._first = 0  # the place of the first of them; chunk c is at place c + 1
         self._given = 0  # places whose frames have been given
@@ -102,15 +101,10 @@ class Pictures:
         return [Frames(place - 1, part) for place, part in zip(range(begin, end), parts, strict=True)]
 
     def _decoded(self, begin: int, end: int) -> np.ndarray:
-        latents = self._between(begin, end)
-        first = begin == 0
-        if self.reach == ALONE:
-            return self.codec.decode(latents, first=first)
-        decode: Any = self.codec.decode  # of the codecs only LTX-Video's takes neighbours
-        future = self._between(end, end + self.reach.ahead)
         past = self._between(max(0, begin - self.reach.past), begin)
-        near = {"past": past, "future": future}
-        return decode(latents, first=first, start=begin, **{name: each for name, each in near.items() if len(each)})
+        future = self._between(end, end + self.reach.ahead)
+        near = {name: each for name, each in (("past", past), ("future", future)) if len(each)}
+        return self.codec.decode(self._between(begin, end), first=begin == 0, start=begin, **near)
 
     def _between(self, begin: int, end: int) -> np.ndarray:
         held = self._latents[max(0, begin - self._first) : max(0, end - self._first)]

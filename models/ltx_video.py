@@ -19,7 +19,7 @@ from manifests.errors import ModelError, UsageError
 from models.clock import CHUNK_FRAMES
 from models.device import torch_device
 from models.lock import identity
-from models.video_codec import BLOCK, CHANNELS, check_frames
+from models.video_codec import CHANNELS, check_frames, check_latents
 from models.weights import weights_folder
 
 VERSIONS = ("0.9.0", "0.9.5")
@@ -99,7 +99,7 @@ class LtxVideo:
         Raises ValueError for other shapes.
         """
         start = (0 if first else 1) if start is None else start
-        _check_latents(latents, past, future)
+        check_latents(latents, past, future)
         if first and past is not None:
             raise ValueError("the first latent of a video has no past")
         before = past if past is not None else latents[: 0 if first else 1]
@@ -171,9 +171,3 @@ def _unlike(config: Mapping[str, Any], version: str) -> str:
         ):
             return f"{key} is {sizes!r}"
     return ""
-
-
-def _check_latents(latents: np.ndarray, *others: np.ndarray | None) -> None:
-    for found in (latents, *(other for other in others if other is not None)):
-        if found.ndim != 4 or found.shape[1:] != (CHANNELS, *latents.shape[2:]) or 0 in found.shape:
-            raise ValueError(f"latents must be [n, {CHANNELS}, h, w] of one size ({BLOCK} px), not {list(found.shape)}")

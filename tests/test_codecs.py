@@ -87,10 +87,37 @@ class TestVideo:
         assert np.array_equal(whole[: chunks + 1], other[: chunks + 1])
         assert all((a != b).any() for a, b in zip(whole[chunks + 1 :], other[chunks + 1 :], strict=True))
 
-    def test_streaming_equals_whole_bit_for_bit(self) -> None:
-        latents = VIDEO.encode(noise_video(25))
-        parts = [VIDEO.decode(latents[:1])] + [VIDEO.decode(latents[i : i + 1], first=False) for i in (1, 2, 3)]
+    @settings(max_examples=8, deadline=None)
+    @given(st.lists(st.integers(1, 3), min_size=1, max_size=4))
+    def test_streaming_equals_whole_bit_for_bit(self, pieces: list[int]) -> None:
+        latents = VIDEO.encode(noise_video(1 + 8 * sum(pieces)))
+        parts, at = [VIDEO.decode(latents[:1])], 1
+        for piece in pieces:
+            end = at + piece
+            future = latents[end : end + 1] if end < len(latents) else None
+            parts.append(VIDEO.decode(latents[at:end], first=False, past=latents[:at], future=future, start=at))
+            at = end
         assert np.array_equal(np.concatenate(parts), VIDEO.decode(latents))
+
+    def test_a_movement_has_no_step_from_chunk_to_chunk(self) -> None:
+        """A picture that moves two pixels a frame; chunks decoded one by one show a step at every edge."""
+        wide = face_video(1)[0]
+        frames = np.stack([np.roll(wide, 2 * at, axis=1) for at in range(49)])
+        latents = VIDEO.encode(frames)
+        alone = [VIDEO.decode(latents[at : at + 1], first=not at) for at in range(len(latents))]
+        ratios = []
+        for video in (np.concatenate(alone), VIDEO.decode(latents)):
+            change = np.abs(np.diff(video[8:-8].astype(float), axis=0)).mean((1, 2, 3))
+            edge = np.arange(len(change)) % 8 == 0
+            ratios.append(change[edge].mean() / change[~edge].mean())
+        assert ratios[0] > 2 and ratios[1] < 1.5, ratios
+        assert psnr(frames, VIDEO.decode(latents)) > psnr(frames, np.concatenate(alone))
+
+    def test_what_is_decoded_is_what_the_latents_say(self) -> None:
+        """Neighbours fill only what a latent leaves open."""
+        latents = VIDEO.encode(face_video(33)).astype(np.float32)
+        again = VIDEO.encode(VIDEO.decode(latents)).astype(np.float32)
+        assert np.sqrt(np.mean((again - latents) ** 2)) < 0.06 * latents.std()  # pixels are rounded and clipped
 
     def test_flipped_views_encode_like_copies(self) -> None:
         bgr = noise_video(9)[..., ::-1]

@@ -11,7 +11,7 @@ import pytest
 from makers import ltx_video as made
 from makers import mirror
 
-from inference.pictures import ALONE, EXACT, LIVE, PORTRAIT, Frames, Pictures, Reach
+from inference.pictures import EXACT, LIVE, NEXT, PORTRAIT, Frames, Pictures, Reach
 from models.clock import CHUNK_FRAMES
 from models.ltx_video import CONTEXT, NOISE, VERSIONS, LtxVideo
 from models.video_codec import Dct3d, VideoCodec
@@ -106,7 +106,7 @@ def test_the_portrait_comes_first_then_every_chunk_once_and_in_order(name: str) 
     found, when = streamed(codec, moving(12))
     assert [each.chunk for each in found] == [PORTRAIT, *range(11)]
     assert [len(each.pixels) for each in found] == [1, *[8] * 11]
-    ahead = 0 if name == "dct3d" else LIVE.ahead
+    ahead = (NEXT if name == "dct3d" else LIVE).ahead
     assert when == [max(1, ahead), *[min(11, chunk + 1 + ahead) for chunk in range(11)]]
 
 
@@ -155,7 +155,7 @@ def test_memory_does_not_grow() -> None:
     for chunk in range(300):
         pictures.push(chunk, latent)
         held.append(len(pictures._latents))
-    assert max(held) == held[20] == held[-1] == 6
+    assert max(held) == held[20] == held[-1] == 6 + NEXT.past + NEXT.ahead
 
 
 # interruptions
@@ -206,6 +206,6 @@ def test_before_the_portrait_was_given_all_can_be_dropped() -> None:
 
 def test_codecs_choose_their_reach() -> None:
     portrait = moving(1)[0]
-    assert Pictures(Dct3d(), portrait).reach == ALONE == Reach(0, 0)
+    assert Pictures(Dct3d(), portrait).reach == NEXT == Reach(1, 1)
     assert Pictures(LtxVideo(), portrait).reach == LIVE
     assert Reach(CONTEXT, CONTEXT) == EXACT

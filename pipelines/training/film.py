@@ -73,12 +73,14 @@ def write_sample(
 
 
 def _frames(codec: VideoCodec, latents: np.ndarray) -> Iterator[np.ndarray]:
-    """Frames [H, W, 3] of the chunks after latents[0]; a piece at a time where each latent stands for itself."""
+    """Frames [H, W, 3] of the chunks after latents[0]; a piece at a time where its neighbours are enough."""
     if not isinstance(codec, Dct3d):
         yield from codec.decode(latents)[1:]
         return
     for at in range(1, len(latents), PIECE):
-        yield from codec.decode(latents[at : at + PIECE], first=False)
+        end = at + PIECE
+        future = latents[end : end + 1] if end < len(latents) else None
+        yield from codec.decode(latents[at:end], first=False, past=latents[:at], future=future, start=at)
 
 
 def composed(
