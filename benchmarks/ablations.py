@@ -133,6 +133,7 @@ def trained(arguments: argparse.Namespace, folder: Path) -> None:
     changes: dict[str, Any] = {
         "seed": arguments.seed,
         "window": WINDOW,
+        "cooldown": 0.0,  # as the figures of docs/ablations.md were made
         "steps": arguments.steps,
         "datasets": (Dataset(arguments.shards),),
         "validate_every": max(1, arguments.steps // 5),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from models.clock import segments_of
 from models.diffusion import ddim_step
 from models.sampler import Ring, chunk_noise, prefill, step
 
+LEVELS_HELD = 256
+"""Sets of levels that are kept on the device: a stream that runs has a few for each stride, and making one anew has
+the host wait for the device."""
 Noise = Callable[[int, int], Tensor]
 """(chunk, draw) -> [channels, h, w] float32, what the chunk begins from; draw: interruptions before it."""
 
@@ -56,6 +60,7 @@ class Engine:
     ) -> None:
         self.actor, self.plan, self.reference = actor, plan, reference
         self.noise = noise or noise_of(plan.seed, reference)
+        self._levels = lru_cache(LEVELS_HELD)(partial(_levels_of, plan.steps, reference.device))
         self.pyramid = Pyramid(plan) if record is None else Pyramid(plan, record)
         self.shown = -1
         self.flying = reference.new_zeros(1, 0, *reference.shape, dtype=torch.float32)
@@ -83,7 +88,7 @@ class Engine:
     @property
     def late(self) -> bool:
         """The next chunk may start, but its states have not come."""
-        return self.pyramid.round >= self.pyramid.due and self.pyramid.next >= ready_chunks(self.heard)
+        return self.pyramid.may_start and self.pyramid.next >= ready_chunks(self.heard)
 
     def hear(self, segment: Segment) -> None:
         """Takes the next segment. Raises ValueError when it is not the next, is of another Thinker, or does not fit."""
@@ -99,9 +104,10 @@ class Engine:
         self.heard += 1
         self.speech = self._listened()
 
-    def close(self) -> None:
-        """No segment comes any more: chunks that lack states are not late, they never come."""
-        self.pyramid.closed = True
+    def close(self, chunks: int | None = None) -> None:
+        """The stream ends after so many `chunks`, None: after those that have their states by now. No later one is
+        denoised, and none is late; an interruption opens it again."""
+        self.pyramid.until = ready_chunks(self.heard) if chunks is None else chunks
 
     def show(self, chunk: int) -> None:
         """Chunks up to this one have been shown and stay. Raises ValueError for one that is not finished."""
@@ -121,12 +127,17 @@ class Engine:
         v = self._velocity(todo)
         committed, count = int(todo.commits), len(todo.left)
         flying, left = self.flying[:, committed:], todo.left[committed:]
-        now, then = (self._levels(each) for each in (left, [step - 1 for step in left]))
+        now, then = (self._levels(each) for each in (left, tuple(step - 1 for step in left)))
         self.flying = ddim_step(flying, v[:, committed:count], now[None], then[None])
         finished = self.pyramid.end()
         if finished is None:
             return True, None
         return True, Chunk(finished, self.flying[0, 0].clone(), self.pyramid.draw)
+
+    def settle(self) -> None:
+        """Waits until the device has done all rounds: for who times them."""
+        if self.reference.is_cuda:
+            torch.cuda.synchronize(self.reference.device)
 
     @torch.inference_mode()
     def interrupt(self, shown: int) -> int:
@@ -162,12 +173,9 @@ class Engine:
         count = len(todo.left)
         width = self.plan.width(count)
         noisy = F.pad(self.flying, (0, 0) * 3 + (0, width - count))
-        levels = self._levels([*todo.left, *[self.plan.steps] * (width - count)])
+        levels = self._levels((*todo.left, *[self.plan.steps] * (width - count)))
         self.passes, self.rows = self.passes + 1, self.rows + width * self.ring.places
         return step(self.actor, self.ring, noisy, levels, todo.first, self.speech, finished=todo.commits)
-
-    def _levels(self, left: tuple[int, ...] | list[int]) -> Tensor:
-        return torch.tensor(left, device=self.flying.device) / self.plan.steps
 
     def _listened(self) -> Speech:
         """What the held segments say, padded to one length."""
@@ -182,6 +190,11 @@ class Engine:
         device = self.flying.device
         where = torch.from_numpy(places).to(device)
         return Speech(torch.from_numpy(states)[None].to(device), where[:1], where[1:])
+
+
+def _levels_of(steps: int, device: torch.device, left: tuple[int, ...]) -> Tensor:
+    """[C] float32: levels of chunks with so many of `steps` left."""
+    return torch.tensor(left, device=device) / steps
 
 
 def noise_of(seed: int, like: Tensor) -> Noise:

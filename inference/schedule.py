@@ -94,7 +94,8 @@ class Pyramid:
 
     next: the chunk that starts next; due: the round from which it may; left: steps left of each chunk in flight,
     oldest first; pending: the chunk before them is finished and waits for the next round to be committed; draw:
-    interruptions so far; closed: no states come any more, so none is late; late: chunks that waited for theirs.
+    interruptions so far; until: chunks from this one on never start, so none of them is late (None: the stream goes
+    on); late: chunks that waited for their states.
     """
 
     plan: Plan
@@ -105,7 +106,7 @@ class Pyramid:
     left: tuple[int, ...] = ()
     pending: bool = False
     draw: int = 0
-    closed: bool = False
+    until: int | None = None
     late: int = 0
     told: int = -1  # the last chunk that was told to be late
 
@@ -119,11 +120,16 @@ class Pyramid:
         """Whether the next round, if there is one, finishes a chunk."""
         return self.plan.steps == 1 or (bool(self.left) and self.left[0] == 1)
 
+    @property
+    def may_start(self) -> bool:
+        """Whether the next chunk is due, if its states are there."""
+        return self.round >= self.due and (self.until is None or self.next < self.until)
+
     def begin(self, ready: int) -> Pass | None:
         """The next round, when chunks before `ready` have their states; None when there is nothing to denoise."""
-        due = self.round >= self.due
+        due = self.may_start
         starts = due and self.next < ready
-        if due and not starts and not self.closed and self.told < self.next:
+        if due and not starts and self.told < self.next:
             self.late, self.told = self.late + 1, self.next
             self.record(Event(self.round, LATE, self.next))
         if not (starts or self.left):
@@ -141,11 +147,12 @@ class Pyramid:
         return self.finished if self.pending else None
 
     def drop(self, shown: int) -> None:
-        """An interruption: everything after chunk `shown` is forgotten, and the next chunk may start at once."""
+        """An interruption: everything after chunk `shown` is forgotten, and the next chunk may start at once. The
+        stream goes on."""
         self.record(Event(self.round, DROP, shown))
         self.pending = self.pending and self.finished == shown
         self.next, self.due, self.left = shown + 1, self.round, ()
-        self.draw, self.told = self.draw + 1, shown
+        self.draw, self.told, self.until = self.draw + 1, shown, None
 
     def stop(self) -> None:
         """Ends the record."""

@@ -101,7 +101,12 @@ def moved(snapshot: Snapshot, chunks: int, config: ActorConfig) -> Snapshot:
         snapshot,
         keys=keys,
         chunk=snapshot.chunk + chunks,
-        pyramid=replace(pyramid, next=pyramid.next + chunks, told=max(-1, pyramid.told + chunks)),
+        pyramid=replace(
+            pyramid,
+            next=pyramid.next + chunks,
+            told=max(-1, pyramid.told + chunks),
+            until=None if pyramid.until is None else pyramid.until + chunks,
+        ),
         segments=tuple(
             replace(each, index=each.index + segments, ticks=each.ticks + ticks) for each in snapshot.segments
         ),

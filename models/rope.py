@@ -42,7 +42,9 @@ def turn(positions: Tensor, pairs: int, theta: float) -> Turn:
 def turn_3d(positions: Tensor, pairs: int, theta: float) -> Turn:
     """Of positions [..., 3] (time in chunks, row, column): cos, sin [..., pairs]."""
     pair = torch.arange(pairs, device=positions.device)
-    axes = torch.tensor(AXES, device=positions.device)[pair % len(AXES)]
+    axes = torch.zeros_like(pair)
+    for place, axis in enumerate(AXES):  # filled on the device: a table of the host's would have to be waited for
+        axes[place :: len(AXES)] = axis
     space = frequencies(-(-pairs // len(AXES)), SPACE_THETA, positions.device)[pair // len(AXES)]
     rates = torch.where(axes == 0, frequencies(pairs, theta, positions.device), space)
     return _turned(positions.double()[..., axes] * rates)

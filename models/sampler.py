@@ -114,7 +114,8 @@ def chunk_noise(seed: int, chunk: int, shape: tuple[int, ...], device: torch.dev
     """The noise that chunk `chunk` of a stream begins from: of these numbers alone. Made on the CPU, so that every
     device begins alike. draw: another one gives other noise, for a chunk that is made again."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + chunk + draw * 2_654_435_769) % (1 << 63))
-    return torch.randn(shape, generator=generator).to(device)
+    pinned = device.type == "cuda"  # so that the host need not wait until it is there
+    return torch.randn(shape, generator=generator, pin_memory=pinned).to(device, non_blocking=pinned)
 
 
 @torch.inference_mode()

@@ -322,10 +322,14 @@ def test_norms_biases_and_embeddings_do_not_decay() -> None:
         assert (id(value) in decayed) == (not spared), name
 
 
-def test_the_learning_rate_rises_and_stays() -> None:
-    recipe = load_recipe("tiny", {"lr": 1.0, "warmup": 4})
-    assert [learning_rate(recipe, step) for step in (1, 2, 4, 5, 9999)] == [0.25, 0.5, 1.0, 1.0, 1.0]
-    assert learning_rate(load_recipe("tiny", {"lr": 1.0, "warmup": 0}), 1) == 1.0
+def test_the_learning_rate_rises_stays_and_falls() -> None:
+    rising = load_recipe("tiny", {"lr": 1.0, "warmup": 4, "cooldown": 0.0})
+    assert [learning_rate(rising, step, 9999) for step in (1, 2, 4, 5, 9999)] == [0.25, 0.5, 1.0, 1.0, 1.0]
+    falling = load_recipe("tiny", {"lr": 1.0, "warmup": 0, "cooldown": 0.4})
+    assert [learning_rate(falling, step, 10) for step in (1, 7, 8, 9, 10, 11)] == [1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+    assert (
+        learning_rate(load_recipe("tiny", {"lr": 1.0, "warmup": 4}), 3, 3) == 0.75
+    )  # a run that is too short rises only
 
 
 def test_the_average_forgets_as_it_is_told_and_can_be_put_on() -> None:

@@ -23,9 +23,13 @@ def adamw(actor: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=device.type == "cuda" or None)
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """Of update `step`, from 1: rises linearly over the warm-up, then stays."""
-    return recipe.lr * min(1.0, step / recipe.warmup) if recipe.warmup else recipe.lr
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """Of update `step`, from 1, of `steps`: rises linearly over the warm-up, stays, falls linearly in the cooldown
+    (Hägele et al., "Scaling laws and compute-optimal training beyond fixed training durations", 2024)."""
+    rise = step / recipe.warmup if recipe.warmup else 1.0
+    falling = recipe.cooldown * steps
+    fall = (steps + 1 - step) / falling if falling else 1.0
+    return recipe.lr * max(0.0, min(1.0, rise, fall))
 
 
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:

@@ -45,7 +45,7 @@ class Recipe:
     it follows. init: "random", "glm-4-voice-9b", or the path of a pretrained Actor ("checkpoint": one must be named).
     epochs or steps: how long, one of the two, the other 0. batch: samples a step, over all ranks; micro_batch:
     samples that a rank computes at a time. warmup: steps over which the learning rate rises linearly to `lr`, to stay
-    there. clip: largest norm of the gradient. ema: decay of the weights' moving average a step, 0 for none.
+    there; cooldown: share of the run at whose end it falls linearly to 0. clip: largest norm of the gradient. ema: decay of the weights' moving average a step, 0 for none.
     clean_share: share of chunks seen at noise level 0. checkpointing: compute activations again instead of keeping
     them. compile: torch.compile, block by block. replicas: groups of ranks that hold a whole copy each (HSDP); 1
     splits the weights over all. shuffle_buffer: samples of each lane that are sorted by length at a time. workers:
@@ -69,6 +69,7 @@ class Recipe:
     epochs: int = 0
     steps: int = 0
     warmup: int = 0
+    cooldown: float = 0.0
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0
@@ -100,7 +101,7 @@ CHOICES: Mapping[str, Sequence[str]] = {
     "dtype": DTYPES,
 }
 POSITIVE = ("batch", "micro_batch", "lr", "clip", "window", "replicas", "shuffle_buffer", "keep", "log_every")
-SHARES = ("clean_share", "ema", "max_damaged")
+SHARES = ("clean_share", "cooldown", "ema", "max_damaged")
 BELOW_ONE = ("clean_share", "ema")
 _KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
     "str": ((str,), "text"),

@@ -173,7 +173,7 @@ class Trainer:
         self._refuse_what_is_no_number(found, norm_value, batch, parts, watch.totals)
         self.step += 1
         clip(self.actor.parameters(), norm, self.recipe.clip)
-        rate = learning_rate(self.recipe, self.step)
+        rate = learning_rate(self.recipe, self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
