@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +16,7 @@ import numpy as np
 from inference.cast import (
     Recording,
     at_rate,
+    checked_speech,
     dialogue_of,
     latent_of,
     load_cast,
@@ -29,7 +33,7 @@ from manifests.errors import UsageError
 from models.clock import CHUNK_SECONDS, FPS
 
 Audio = str | Path | tuple[np.ndarray, int]
-"""A file, or ([n] float32, Hz)."""
+"""A file, or ([n] samples, floats from -1 to 1, Hz)."""
 
 
 class Avatar:
@@ -45,7 +49,9 @@ class Avatar:
     on this machine. sampling: of the Thinker's words. seed: of those and of the noise.
 
     What it is told it says one after the other; between, it is silent and moves on. Verbs may be called from any thread
-    while chunks are taken, and return at once. Raises ModelError, SourceError (the portrait), UsageError.
+    while chunks are taken, and return at once; what the Thinker refuses, such as a question too long for it, is a
+    UsageError where chunks are taken, and the stream goes on. Any other error there is its end, and comes again with
+    every chunk that is asked for. Raises ModelError, SourceError (the portrait), UsageError.
     """
 
     def __init__(
@@ -60,7 +66,7 @@ class Avatar:
         seed: int = 0,
         force: bool = False,
     ) -> None:
-        plan = Plan(steps, stride or 1, seed=seed)
+        plan = Plan(steps, 1 if stride is None else stride, seed=seed)
         self.cast = load_cast(checkpoint, devices)
         latent = latent_of(self.cast, portrait, force=force)
         if stride is None:
@@ -68,6 +74,8 @@ class Avatar:
         self._talk: Any = dialogue_of(self.cast, sampling=sampling, seed=seed)
         self.runner = runner_of(self.cast, latent, self._talk, plan)
         self._stream = self.runner.chunks(endless=True)
+        self._made: deque[Media] = deque()  # a chunk that was being made when whoever waited for it left
+        self._failure: Exception | None = None
         self._one = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -136,20 +144,39 @@ class Avatar:
 
     async def __aiter__(self) -> AsyncIterator[Media]:
         """Chunk after chunk, without end: silence where it was told nothing. The work is done in a thread."""
-        while (media := await asyncio.to_thread(self._next)) is not None:
-            yield media
+        while await asyncio.to_thread(self._make):  # who is cancelled here leaves it to who comes next
+            with contextlib.suppress(IndexError):  # somebody else took it
+                yield self._made.popleft()
 
     def close(self) -> None:
         """Ends the stream, and the Thinker's process where it has one."""
         self.runner.stop()
         with self._one:
             self._stream.close()
+            self._made.clear()
         getattr(self._talk, "close", lambda: None)()
 
-    def _next(self) -> Media | None:
+    def _make(self) -> bool:
+        """Sees to it that a chunk is there; False at the end."""
         with self._one:
-            return next(self._stream, None)
+            if self._failure:
+                raise self._failure
+            try:
+                self._made += [] if self._made else islice(self._stream, 1)
+            except UsageError:  # of something that it was told, which is forgotten with it
+                self._stream = self.runner.chunks(endless=True)
+                raise
+            except Exception as error:
+                self._failure = error
+                raise
+            return bool(self._made)
+
+    def _next(self) -> Media | None:
+        while self._make():
+            with contextlib.suppress(IndexError):  # somebody else took it
+                return self._made.popleft()
+        return None
 
     def _recorded(self, audio: Audio) -> Recording:
-        sound, rate = audio if isinstance(audio, tuple) else read_speech(audio)
-        return recorded(self.cast.tokenizer, at_rate(np.asarray(sound, np.float32), rate, self.rate), self.rate)
+        sound, rate = checked_speech(*audio) if isinstance(audio, tuple) else read_speech(audio)
+        return recorded(self.cast.tokenizer, at_rate(sound, rate, self.rate), self.rate)

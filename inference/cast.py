@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,8 @@ GRID = (8, 8)
 """Latents of 256 x 256 px, for an Actor that does not say what it was trained on."""
 PIECE = 750
 """Tokens of a recording that are made at once: a minute."""
+LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000
+"""Hz that samples can have."""
 PATIENCE_S = 1.0
 """How long a step waits for a Thinker in another process."""
 
@@ -108,8 +111,13 @@ def load_cast(checkpoint: str | Path, devices: str = "auto", dtype: str = "") ->
 
 
 def latent_of(cast: Cast, portrait: str | Path | np.ndarray, *, force: bool = False) -> np.ndarray:
-    """Latent 0 of a portrait: a file, or [h, w, 3] uint8 RGB. Raises SourceError (`inference.portrait`)."""
+    """Latent 0 of a portrait: a file, or [h, w, 3] uint8 RGB. Raises SourceError (`inference.portrait`), UsageError for
+    another array."""
     if isinstance(portrait, np.ndarray):
+        if portrait.ndim != 3 or portrait.shape[2] != 3 or portrait.dtype != np.uint8 or not portrait.size:
+            raise UsageError(
+                f"a portrait is a file, or [h, w, 3] uint8 RGB, not {portrait.dtype} {list(portrait.shape)}; convert it"
+            )
         return encoded(
             np.ascontiguousarray(portrait[..., ::-1]), cast.video, cast.grid, force=force, name="the portrait"
         )
@@ -131,15 +139,31 @@ def read_speech(path: str | Path) -> tuple[np.ndarray, int]:
             for frame in container.decode(audio=0):
                 pieces += [part.to_ndarray()[0] for part in mono.resample(frame)]
             pieces += [part.to_ndarray()[0] for part in mono.resample(None)]
-    except (OSError, ValueError) as error:
+    except (av.error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SourceError(f"speech {str(path)!r} cannot be read ({reason}); give a WAV, FLAC, MP3 or film") from None
     sound = np.concatenate([np.empty(0, np.float32), *pieces])
     if not len(sound):
         raise SourceError(f"speech {str(path)!r} is empty; give a recording of speech")
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise SourceError(f"speech {str(path)!r} has {rate} samples a second, which nothing records; convert it")
     if not np.isfinite(sound).all():
         raise SourceError(f"speech {str(path)!r} holds samples that are no numbers; record it again")
     return at_rate(sound, rate, whole_rate(rate)), whole_rate(rate)
+
+
+def checked_speech(sound: Any, rate: Any) -> tuple[np.ndarray, int]:
+    """([n] float32, Hz) of samples that somebody has. Raises UsageError for what are none."""
+    found = np.asarray(sound)
+    if found.ndim != 1 or found.dtype.kind != "f":
+        raise UsageError(
+            f"speech is a file, or [n] float samples of one channel from -1 to 1, not {found.dtype} {list(found.shape)}"
+        )
+    if not isinstance(rate, int | np.integer) or not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise UsageError(f"speech has {LOWEST_RATE} to {HIGHEST_RATE} samples a second, not {rate!r}; give its rate in Hz")
+    if not np.isfinite(found).all():
+        raise UsageError("speech holds samples that are no numbers; record it again")
+    return found.astype(np.float32), int(rate)
 
 
 def at_rate(sound: np.ndarray, rate: int, to: int) -> np.ndarray:

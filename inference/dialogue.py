@@ -55,11 +55,14 @@ Steps = Iterator[None]
 
 @dataclass(frozen=True, eq=False)
 class Mark:
-    """Where a dialogue stood: its clock, its turns, and the ids that its stream had read."""
+    """Where a dialogue stood: its clock, its turns, and the ids that its stream had read; the last turn that had begun,
+    and whether it was being said."""
 
     timeline: Timeline
     turns: list[Turn]
     read: np.ndarray
+    begun: int
+    running: bool
 
 
 class Dialogue:
@@ -95,6 +98,7 @@ class Dialogue:
         self._waiting: deque[tuple[Turn, Callable[[Turn], Steps]]] = deque()
         self._running: Steps | None = None
         self._asked = 0
+        self._begun = -1  # the last turn whose turn it was, or that was forgotten
         self.held = thinker.identity.split()[0] == BUNDLED if held is None else held
         self._ban, self._ban_speech, self._ban_text = self._bans()
         self.stream.warm()
@@ -138,34 +142,34 @@ class Dialogue:
         self._asked += 1
         return turn.number
 
-    def interrupt(self, chunk: int | None = None) -> None:
+    def interrupt(self, chunk: int | None = None, since: Mark | None = None) -> None:
         """Stops, and forgets what was not shown: everything from `chunk` on, the first that nobody has seen (None:
-        all that was laid out counts as seen), and all that waits for its turn.
+        all that was laid out counts as seen), and all that waits for its turn. since: as if nothing had been done
+        since then; what was asked in between counts.
 
         The clock goes back to that chunk; the segment that it begins in is given once more. Of an answer stays what
-        was heard, with the text in front of it; its question stays in any case, given speech of which nothing was
-        heard does not. Raises ValueError for a chunk that lies further back than `timeline.BACK` segments.
+        was heard, with the text in front of it; its question stays in any case, also where nothing was being said and
+        it was next. Given speech of which nothing was heard does not. Raises ValueError for a chunk that lies further
+        back than `timeline.BACK` segments.
         """
-        tick = self.timeline.head if chunk is None else chunk * CHUNK_SPEECH_TOKENS
-        tick = self.timeline.cut(tick)
-        self._running = None
-        self._waiting.clear()
-        for turn in self.turns:
+        here = self.mark() if since is None else since
+        timeline, turns = here.timeline.copy(), [turn.copy() for turn in here.turns]
+        tick = timeline.cut(timeline.head if chunk is None else chunk * CHUNK_SPEECH_TOKENS)
+        later = [turn for turn in (*self.turns, *(turn for turn, _ in self._waiting)) if turn.number > here.begun]
+        if later and not here.running:
+            turns.append(Turn(later[0].number, later[0].user, later[0].asked))
+        for turn in turns:
             turn.cut(tick)
-        self.turns = [turn for turn in self.turns if turn.parts or turn.user]
+        self.timeline, self.turns = timeline, [turn for turn in turns if turn.parts or turn.user]
+        self.stream.rewind(self.stream.shared(here.read))
+        self._running, self._begun = None, self._asked - 1
+        self._waiting.clear()
 
     def mark(self) -> Mark:
         """What is said so far, to go back to."""
         read = self.stream.ids[: self.stream.length].copy()
-        return Mark(self.timeline.copy(), [turn.copy() for turn in self.turns], read)
-
-    def back(self, mark: Mark) -> None:
-        """All that was done after `mark` is undone, and all that waits for its turn forgotten, as if an interruption
-        had come right then; numbers of turns are not given twice."""
-        self.timeline, self.turns = mark.timeline.copy(), [turn.copy() for turn in mark.turns]
-        self.stream.rewind(self.stream.shared(mark.read))
-        self._running = None
-        self._waiting.clear()
+        running = self._running is not None
+        return Mark(self.timeline.copy(), [turn.copy() for turn in self.turns], read, self._begun, running)
 
     # What comes of it
 
@@ -193,7 +197,7 @@ class Dialogue:
             return self.timeline.segment()
         if self._running is None and self._waiting:
             turn, run = self._waiting.popleft()
-            self._running = run(turn)
+            self._running, self._begun = run(turn), turn.number
         if self._running is None:
             self.timeline.hush((self.timeline.given + 1) * SEGMENT_SPEECH_TOKENS)
         elif next(self._running, True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
@@ -21,7 +22,9 @@ class Figures:
     """Filled while a stream runs. seconds: shown so far. spent: seconds of each of PARTS."""
 
     def __init__(self) -> None:
-        self.began = time.perf_counter()
+        self.began: float | None = None
+        self._elsewhere = 0.0
+        self._left: float | None = None
         self.spent: dict[str, float] = defaultdict(float)
         self.frames, self.chunks, self.segments, self.sound_s = 0, 0, 0, 0.0
         self.first_segment: float | None = None
@@ -35,6 +38,25 @@ class Figures:
     def seconds(self) -> float:
         return self.frames / FPS
 
+    def begin(self) -> None:
+        """Somebody wants the first chunk, or goes on."""
+        self.began = self.began or self.now()
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Whoever takes the chunks has its time inside; only the sink's is the stream's."""
+        self._left = time.perf_counter() - self.spent["sink"]
+        try:
+            yield
+        finally:
+            self._elsewhere += time.perf_counter() - self.spent["sink"] - self._left
+            self._left = None
+
+    def now(self) -> float:
+        """Seconds of the stream's own clock, which stands still while it is `away`."""
+        left = self._left
+        return (time.perf_counter() if left is None else left + self.spent["sink"]) - self._elsewhere
+
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
         """Counts what runs inside as time of `part`."""
@@ -46,7 +68,7 @@ class Figures:
 
     def heard(self, segment: int) -> None:
         """A segment has come."""
-        now = time.perf_counter()
+        now = self.now()
         self.segments += 1
         self._heard[segment] = now
         self._heard.pop(segment - 64, None)
@@ -54,7 +76,7 @@ class Figures:
 
     def shown(self, media: Media) -> None:
         """A chunk is there to be shown."""
-        now = time.perf_counter()
+        now = self.now()
         self.first_frame = self.first_frame or now
         due = self.first_frame + self.seconds
         self.late_chunks += now > due
@@ -69,12 +91,13 @@ class Figures:
     def as_json(self, **more: Any) -> dict[str, Any]:
         """Everything, in seconds and GB; None for what never happened. more: what else is known.
 
-        first_frame_s is counted from the beginning of the run, models loaded; first_frame_after_segment_s from the
-        first segment that came. realtime: seconds of work a second shown, of each part. latency: from the states that
-        a chunk hears to the chunk. late_chunks, behind_s: chunks that would have come too late for somebody who began
-        to watch with the first frame, and by how much at most.
+        wall_s: since the first chunk was asked for, models loaded, without what whoever takes the chunks did in between;
+        first_frame_s likewise, first_frame_after_segment_s from the first segment that came. realtime: wall_s a second
+        shown; realtime_of: seconds of work of each part a second shown. latency: from the states that a chunk hears to
+        the chunk. late_chunks, behind_s: chunks that would have come too late for somebody who began to watch with the
+        first frame, and by how much at most. memory: the most that this process held; gpu_memory: of tensors on one GPU.
         """
-        wall = time.perf_counter() - self.began
+        wall = 0.0 if self.began is None else self.now() - self.began
         seconds = self.seconds or float("nan")
         found = {
             "seconds": round(self.seconds, 3),
@@ -91,7 +114,7 @@ class Figures:
             "skew_ms": round(1000 * self.skew, 3),
             "late_chunks": self.late_chunks,
             "behind_s": round(self.behind, 3),
-            "memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 3),
+            "memory_gb": memory_gb(resource.RUSAGE_SELF),
             "gpu_memory_gb": _gpu_memory(),
         }
         return {**found, **more}
@@ -118,6 +141,12 @@ def told(figures: dict[str, Any]) -> list[str]:
         f"({CHUNK_SECONDS} s a chunk); memory {memory}"
     )
     return lines
+
+
+def memory_gb(whose: int) -> float:
+    """The most memory that this process held, or the largest of its children that have ended (`resource.RUSAGE_...`)."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(whose).ru_maxrss * unit / 1e9, 3)
 
 
 def _since(moment: float | None, begin: float | None) -> float | None:

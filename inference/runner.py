@@ -83,6 +83,7 @@ class Runner:
         self._told: deque[Told] = deque()
         self._lock = threading.Lock()
         self._interrupted = self._stopped = self._flushed = False
+        self._quiet = True  # what the Thinker's side was told is said, as of when it was looked at last
         self._hold = 0  # silent segments before what was told next
         self._seen: deque[Frames] = deque()
         self._spoken = 0  # ticks up to the end of what was spoken last
@@ -128,8 +129,9 @@ class Runner:
 
     @property
     def idle(self) -> bool:
-        """Whether all that it was told is said; what comes is silence."""
-        return not self._told and not self._hold and not self._interrupted and self.talk.idle
+        """Whether all that it was told is said; what comes is silence. Any thread may ask."""
+        with self._lock:
+            return self._quiet and not self._told and not self._hold and not self._interrupted
 
     @property
     def said(self) -> bool:
@@ -161,6 +163,7 @@ class Runner:
         """One after the other: so many `frames`; else until all that was told is said, a segment at least; or,
         `endless`, on and on, in silence where nothing was told."""
         self._asked = self._due = frames
+        self.figures.begin()
         while not self._stopped and (self._due is None or (self.given + 1) * CHUNK_FRAMES < self._due):
             self._obey()
             if not endless and self._due is None and self.figures.segments and self.idle:
@@ -169,28 +172,35 @@ class Runner:
             if media is not None:
                 self.given = media.index
                 self.figures.shown(media)
-                yield media
+                with self.figures.away():
+                    yield media
             elif not self._work():
                 time.sleep(PAUSE_S)
 
     def _obey(self) -> None:
-        """Tells the Thinker what was told here."""
-        if self._interrupted:
-            self._interrupt()
-        while not self._hold:
+        """Tells the Thinker what was told here. An interruption comes before all that was told after it, also when it
+        is made while something is being told."""
+        while True:
+            idle = self.talk.idle
             with self._lock:
-                if not self._told or (self._told[0].after and not self.talk.idle):
-                    return
-                told = self._told.popleft()
-            told.tell()
+                interrupted, self._interrupted = self._interrupted, False
+                waits = self._hold or not self._told or (self._told[0].after and not idle)
+                told = None if interrupted or waits else self._told.popleft()
+                self._quiet = idle and not interrupted and told is None
+            if interrupted:
+                self._interrupt()
+            elif told is not None:
+                told.tell()
+            else:
+                return
 
     def _interrupt(self) -> None:
-        self._interrupted, self._hold, self._due = False, 0, self._asked
+        self._hold, self._due = 0, self._asked
         shown = self._drop()
         self.engine.show(min(shown, self.engine.pyramid.finished))
         self.talk.interrupt(shown + 1)
         self.engine.interrupt(shown)
-        self.engine.pyramid.closed = self._end = self._flushed = False
+        self._end = self._flushed = False
         self.pictures.drop(shown)
         self.sound.drop(shown)
         self._seen = deque(each for each in self._seen if each.chunk <= shown)
@@ -225,6 +235,8 @@ class Runner:
         with self.figures.timed("actor"):
             ran, chunk = self.engine.advance()
             latents = None if chunk is None else chunk.latents.cpu().numpy()
+            if ran and chunk is None:
+                self.engine.settle()  # else what the Actor still does would count as whose comes next
         if chunk is not None and latents is not None:
             with self.figures.timed("pictures"):
                 self._seen += self.pictures.push(chunk.index, latents)
@@ -237,9 +249,9 @@ class Runner:
     def _enough(self) -> bool:
         """Where the end is known: once all states for it have come no more do, and once its last chunk is finished
         nothing waits for what follows it. Whether this changed anything."""
-        if not self._end and self._last(ready_chunks(self.engine.heard) - 1):
+        if not self._end and self._due is not None and self._last(ready_chunks(self.engine.heard) - 1):
             self._end = True
-            self.engine.close()
+            self.engine.close(-(-self._due // CHUNK_FRAMES))
             with self.figures.timed("sound"):
                 self.sound.finish()
             return True

@@ -61,15 +61,12 @@ class Obedient:
     def speak(self, speech: Any, text: Any = ()) -> int:
         raise UsageError("has no voice")
 
-    def interrupt(self, chunk: int | None = None) -> None:
+    def interrupt(self, chunk: int | None = None, since: int | None = None) -> None:
+        self.next = self.next if since is None else since
         self.todo.clear()
 
     def mark(self) -> int:
         return self.next
-
-    def back(self, mark: int) -> None:
-        self.next = mark
-        self.todo.clear()
 
     def step(self) -> Segment | None:
         word = self.todo.pop(0) if self.todo else "talk"

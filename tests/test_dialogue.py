@@ -532,11 +532,13 @@ class TestInterrupt:
         dialogue.ask("Well?")
         taken(dialogue, 1)
         for _ in range(2):  # another time, when its stream has read what is told again
-            dialogue.back(mark)
+            dialogue.interrupt(since=mark)
             assert dialogue.idle and dialogue.quiet
             new = Dialogue(bundled, silence, longest=2)
             new.speak(codes(1, 52))
             said(new)
+            new.ask("Well?")
+            new.interrupt()  # before any of it was said; but it was asked
             for each in (dialogue, new):
                 each.speak(codes(2, 60))
             same(said(dialogue), said(new))

@@ -39,7 +39,7 @@ def ran(plan: Plan, chunks: int, arrivals: dict[int, int] | None = None) -> tupl
     ready = 0
     while len(finished) < chunks:
         ready = max([ready, *(many for at, many in arrivals.items() if at <= machine.round)])
-        machine.closed = ready == chunks
+        machine.until = chunks if ready == chunks else None
         todo = machine.begin(ready)
         if todo is None:  # nothing in flight: no round passes until a state comes
             ready = min(many for many in arrivals.values() if many > ready)
@@ -117,14 +117,18 @@ def test_whenever_states_come_chunks_stay_in_order_and_a_stride_apart(
     assert told == {(start + i, chunk): steps - i for chunk, start in enumerate(starts) for i in range(steps)}
 
 
-def test_a_closed_stream_waits_for_nothing() -> None:
+@pytest.mark.parametrize("ready", [1, 99])
+def test_a_stream_that_ends_begins_nothing_after_that_and_waits_for_nothing(ready: int) -> None:
     events: list[Event] = []
-    machine = Pyramid(Plan(2), events.append, closed=True)
+    machine = Pyramid(Plan(2), events.append, until=1)
     for _ in range(2):
-        assert machine.begin(1) is not None
+        todo = machine.begin(ready)
+        assert todo is not None and len(todo.left) == 1
         machine.end()
-    assert machine.begin(1) is None and machine.late == 0
+    assert machine.begin(ready) is None and machine.late == 0
     assert [event.what for event in events] == [START]
+    machine.drop(0)  # an interruption: the stream goes on
+    assert machine.begin(1) is None and machine.late == 1
 
 
 def test_an_interruption_forgets_what_was_not_shown() -> None:

@@ -39,7 +39,7 @@ def test_a_video_becomes_an_avatar_that_says_what_it_said(tmp_path: Path) -> Non
     recipe, data, actor = small_recipe(tmp_path / "small.toml"), tmp_path / "data", tmp_path / "actor"
     run("curate", video, "-o", data, "--recipe", recipe, "--profile", "pretrain", "--cluster", "1", "--val-share", "0")
     shards = data / "shards" / "pretrain"
-    call("train", str(shards), "--recipe", "tiny", "--steps", "4", "-o", str(tmp_path / "run"), "--quiet")
+    run("train", shards, "--recipe", "tiny", "--steps", "4", "-o", tmp_path / "run")
     run("export-actor", tmp_path / "run", "-o", actor)
 
     (shard,) = shards.glob("train-*.tar")

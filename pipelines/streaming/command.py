@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -76,7 +77,7 @@ def _streamed(options: argparse.Namespace, lines: list[Line], stride: int | None
 
     film = Film(options.output)
     sampling = Sampling() if options.temperature is None else Sampling(temperature=options.temperature)
-    plan = Plan(options.steps, stride or 1, seed=options.seed)
+    plan = Plan(options.steps, 1 if stride is None else stride, seed=options.seed)
     cast = load_cast(options.checkpoint, options.devices)
     if cast.devices[1] == CPU:
         keep_freed_memory()
@@ -119,7 +120,18 @@ def _checked(options: argparse.Namespace) -> tuple[list[Line], int | None]:
         lines = read_script(Path(options.script))
     elif options.seconds is None:
         raise UsageError("nothing to say; give --text, --speech or --script, or --seconds of silence")
+    _check_written(options, lines)
     return lines, None if options.stride == AUTO else int(options.stride)
+
+
+def _check_written(options: argparse.Namespace, lines: list[Line]) -> None:
+    """Raises UsageError where a file that is read, or written too, would be written over."""
+    said = [line.what for line in lines if line.verb in (LISTEN, SPEAK)]
+    others = {"-o": options.output, "--record": options.record}
+    for option, written in others.items():
+        for name in (options.portrait, options.script, *said, *(others[each] for each in others if each != option)):
+            if written and name and Path(written).resolve() == Path(name).resolve():
+                raise UsageError(f"{option} {written!r} would be written over {name!r}; name another file")
 
 
 def _heard(cast: Cast, lines: list[Line]) -> tuple[dict[str, Recording], int | None]:
@@ -209,8 +221,9 @@ def _recorded(path: str | None, plan: Plan) -> Iterator[Callable[[Event], None] 
 
 def _said(options: argparse.Namespace, runner: Runner, film: Any, stopped: bool, plan: Any) -> int:
     """Tells the figures; the exit code."""
-    from inference.figures import told
+    from inference.figures import memory_gb, told
 
+    apart = hasattr(runner.talk, "pid")  # a process of its own, which has ended by now
     figures = runner.figures.as_json(
         film=str(film.path),
         bytes=film.path.stat().st_size if film.frames else 0,
@@ -220,6 +233,7 @@ def _said(options: argparse.Namespace, runner: Runner, film: Any, stopped: bool,
         passes=runner.engine.passes,
         stalls=runner.engine.pyramid.late,
         interrupted=stopped,
+        thinker_memory_gb=memory_gb(resource.RUSAGE_CHILDREN) if apart else None,
     )
     if options.json:
         print(json.dumps(figures))
