@@ -1,6 +1,6 @@
 """What a stream costs: the Actor, the Thinker, and both on one device, against real time and what the GPU allows.
 
-    python -m benchmarks.stream [--only actor,thinker,stream] [--runs 5] [--json]
+    python -m benchmarks.stream [--only actor,thinker,stream,endless] [--runs 5] [--json]
 
 On a GPU: random weights of the true size (9B Actor, the numbers of GLM-4-Voice-9B), bfloat16, drawn on the device. On a
 CPU: `tiny` and the bundled Thinker, the same tables, without goals. Needs torch, numpy and safetensors; thinker and
@@ -11,7 +11,8 @@ actor: ms a chunk of an engine that has been running for long (ring full, all ch
 all weights read once a pass and against the FLOPs of what a pass must do. thinker: tokens a second, read one by one:
 `forward` alone, and `drawn`, as a dialogue does it: the next token sampled, its state on the host; against the weights
 that a token reads. stream: the runner's own figures from a question on; first frame: from the first segment to the
-first chunk that can be shown, decoded, with its sound. Each N, each Thinker and each stream has a process of its own,
+first chunk that can be shown, decoded, with its sound. endless: whether time a chunk or memory rises over 10,000
+chunks of one engine (small pictures, N = 4). Each N, each Thinker and each stream has a process of its own,
 so that its memory is its own. Spreads are over repetitions in that process: median (least-most).
 """
 
@@ -33,7 +34,7 @@ from models.actor_facts import parameters, thinker_facts
 from training.watch import card_of
 
 Row = Mapping[str, Any]
-PARTS = ("actor", "thinker", "stream")
+PARTS = ("actor", "thinker", "stream", "endless")
 SETTINGS = {
     True: "none+none:25:1,dct3d+fsq:25:1,dct3d+fsq:25:5,dct3d+fsq:10:2,ltx-0.9.0+glm:25:1,ltx-0.9.0+glm:25:5,ltx-0.9.0+glm:10:2",
     False: "none+none:25:1,dct3d+fsq:25:1,dct3d+fsq:10:2",
@@ -45,11 +46,12 @@ TITLES = {
     "actor": f"actor, alone; the paper on an A100: {PAPER['actor']} s a minute",
     "thinker": f"thinker, alone; the paper on an A100: {PAPER['thinker']} s a minute",
     "stream": f"stream, both on one device; the paper on A100s: {PAPER['thinker']} + {PAPER['actor']} s a minute, 53 GB",
+    "endless": "one engine that goes on and on",
 }
 
 
 def asked(part: str, options: argparse.Namespace, cuda: bool) -> Iterator[dict[str, Any]]:
-    """What each process is asked for: the arguments of `actor_rows`, `thinker_rows` or `stream_rows`."""
+    """What each process is asked for: the arguments of `actor_rows` and its like."""
     common = {"preset": options.preset, "runs": options.runs}
     grid = [int(side) for side in options.grid.split("x")]
     if part == "actor":
@@ -59,6 +61,8 @@ def asked(part: str, options: argparse.Namespace, cuda: bool) -> Iterator[dict[s
     elif part == "thinker":
         for graphs in (True, False)[: 1 + cuda]:
             yield {**common, "graphs": graphs, "contexts": options.contexts, "tokens": options.tokens}
+    elif part == "endless":
+        yield {"preset": options.preset, "chunks": options.chunks, "steps": 4, "grid": [2, 2]}
     else:
         for setting in options.settings.split(","):
             yield {**common, "setting": setting, "seconds": options.seconds, "grid": grid}
@@ -79,8 +83,8 @@ def rows_of(part: str, wanted: Mapping[str, Any], patience: float) -> list[Row]:
         failed = (told.strip().splitlines() or [f"ended with {process.returncode}"])[-1][:160]
     rows: list[Row] = [json.loads(line) for line in said.splitlines() if line.startswith("{") and line.endswith("}")]
     if failed:
-        names = {"actor": "N", "thinker": "CUDA graphs", "stream": "setting"}
-        value = wanted[{"actor": "steps", "thinker": "graphs", "stream": "setting"}[part]]
+        names = {"actor": "N", "thinker": "CUDA graphs", "stream": "setting", "endless": "chunks"}
+        value = wanted[{"actor": "steps", "thinker": "graphs", "stream": "setting", "endless": "chunks"}[part]]
         rows.append({names[part]: {True: "yes", False: "no"}[value] if part == "thinker" else value, "failed": failed})
     print(f"{part} {json.dumps(wanted)}: {failed or 'done'}", file=sys.stderr)
     return rows
@@ -90,6 +94,8 @@ def once(part: str, wanted: Mapping[str, Any]) -> None:
     """In a process of its own: a line a row, as they come."""
     if part == "stream":
         from benchmarks.stream_both import stream_rows as measure
+    elif part == "endless":
+        from benchmarks.stream_endless import endless_rows as measure  # type: ignore[assignment]
     elif part == "actor":
         from benchmarks.stream_parts import actor_rows as measure  # type: ignore[assignment]
     else:
@@ -160,6 +166,7 @@ def parsed() -> argparse.Namespace:
     options.add_argument(
         "--settings", help="of streams: PICTURES+SOUND:N:STRIDE,... (dct3d, ltx-0.9.0; fsq, glm; none)"
     )
+    options.add_argument("--chunks", type=int, default=10_000, help="of the endless stream (default: 10000)")
     options.add_argument("--seconds", type=float, help="of a stream (default: 20 on a GPU, 2.56 on a CPU)")
     options.add_argument("--patience", type=float, default=1800, help="seconds that a process may take")
     options.add_argument("--once", help=argparse.SUPPRESS)

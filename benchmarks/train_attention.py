@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.train_spread import by_turns, ratio, spread
 from benchmarks.train_step import GRID, speech
-from models.actor import Actor
+from models.actor import Actor, Context
 from models.actor_config import ActorConfig, actor_config
 from models.actor_facts import seen_pairs, thinker_facts
 from models.attention import REFERENCE, REFERENCE_CHUNK, VIDEO, Roles, attend, block_mask, dense_mask, roles
@@ -49,13 +49,9 @@ NAMES = {"sparse": True, "dense": False}
 
 
 def _blocks(actor: Actor, chunks: int, device: torch.device, flex: bool) -> Work:
-    config, own = actor.config, sequence(chunks, device)
-    x = torch.randn(BATCH, len(own.chunk), config.hidden, device=device, requires_grad=True)
-    told = torch.randn_like(x)
-    heard = speech(config, BATCH, chunks, device)
-    actor.flex = flex
-    context = actor.context(own, own, torch.arange(chunks, device=device), heard, GRID, like=x.detach())
-    context = dataclasses.replace(context, heard=context.heard.detach())
+    shape = (BATCH, (1 + chunks) * PLACES, actor.config.hidden)
+    x = torch.randn(shape, device=device, requires_grad=True)
+    told, context = torch.randn_like(x), context_of(actor, chunks, x.detach(), flex)
 
     def work() -> None:
         with torch.autocast(device.type, torch.bfloat16):
@@ -67,6 +63,16 @@ def _blocks(actor: Actor, chunks: int, device: torch.device, flex: bool) -> Work
         x.grad = None
 
     return work
+
+
+def context_of(actor: Actor, chunks: int, like: Tensor, flex: bool) -> Context:
+    """What the blocks share in training, under the sparse or the dense mask."""
+    config, own = actor.config, sequence(chunks, like.device)
+    mask, far = block_mask(actor.rule, own, own) if flex else None, chunks > config.window
+    heard = speech(config, len(like), chunks, like.device)
+    order = torch.arange(chunks, device=like.device)
+    found = actor.context(own, own, order, heard, GRID, like=like, far=far, mask=mask)
+    return dataclasses.replace(found, heard=found.heard.detach())
 
 
 def alone(device: torch.device, tokens: list[int], runs: int) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.stream import goals
+from benchmarks.stream_endless import gone
 from benchmarks.stream_models import official_glm, random_actor, random_glm, states_of
 from benchmarks.stream_parts import actor_limits, finish, guarded, pass_flops, running
 from inference.dialogue import Dialogue
@@ -25,7 +26,7 @@ from models.thinker import GLM_4_VOICE
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
-TINY = "--runs 1 --steps 2 --strides N --grid 2x2 --contexts 5 --tokens 2 --seconds 0.64"
+TINY = "--runs 1 --steps 2 --strides N --grid 2x2 --contexts 5 --tokens 2 --seconds 0.64 --chunks 400"
 SETTINGS = "dct3d+fsq:1:1,none+none:1:2"  # the stride of the second is more than its steps
 
 
@@ -52,6 +53,11 @@ class TestTable:
         parts = sum(stream[f"{part} s"] for part in ("thinker", "actor", "pictures", "sound"))
         assert 0 < parts <= 1.05 * stream["s a minute"] and stream["pictures s"] > 0
 
+    def test_an_endless_one_is_followed(self, found: dict[str, Any]) -> None:
+        (row,) = found["endless"]
+        assert row["chunks"] == 400 and row["least %"] <= row["rise %"] <= row["most %"]
+        assert row["ms a chunk, first tenth"] > 0 and row["MB more at the peak"] >= 0
+
     def test_it_says_what_ran_and_has_no_goals_here(self, found: dict[str, Any]) -> None:
         assert found["preset"] == "tiny" and found["device"].startswith("CPU") and "goals" not in found
         assert found["actor parameters"] == parameters(actor_config("tiny", 192))
@@ -60,6 +66,15 @@ class TestTable:
     def test_a_setting_that_fails_is_a_row(self, found: dict[str, Any]) -> None:
         row = found["stream"][1]
         assert row["setting"] == "none+none:1:2" and "stride 2 is more than the 1 steps" in row["failed"]
+
+
+@pytest.mark.parametrize("rise", [0.0, 0.1, -0.02])
+def test_a_rise_is_found_under_noise(rise: float) -> None:
+    dice = np.random.default_rng(0)
+    times = np.linspace(1 - rise / 2, 1 + rise / 2, 10_000) * dice.gamma(100, 0.01, 10_000)
+    times[dice.integers(0, 10_000, 50)] *= 20  # the machine did something else
+    found = gone(times)
+    assert found["least %"] < 100 * rise < found["most %"] and found["most %"] - found["least %"] < 2
 
 
 def test_a_setting_that_does_not_fit_is_a_row_and_no_end() -> None:
