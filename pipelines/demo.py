@@ -10,13 +10,14 @@ from manifests.store import Store
 from pipelines.curate import CurateOptions, curate
 from pipelines.funnel import print_result
 from pipelines.recipe import load_profiles, load_recipe
-from pipelines.sample import make_demo
+from pipelines.sample import make_call, make_demo
 from pipelines.sources import list_sources
 from pipelines.verify import verify
 
 
 def run_demo(output: str, as_json: bool, quiet: bool) -> int:
-    """Makes OUTPUT/videos and OUTPUT/dataset; prints the funnel. A second run resumes, as `curate` does."""
+    """Makes OUTPUT/videos, OUTPUT/dataset, and for `stream` OUTPUT/portrait.png and OUTPUT/speech.flac; prints the
+    funnel. A second run resumes, as `curate` does."""
     videos, dataset = Path(output, "videos"), Path(output, "dataset")
     if not videos.is_dir():
         if not quiet:
@@ -24,6 +25,7 @@ def run_demo(output: str, as_json: bool, quiet: bool) -> int:
         partial = videos.with_name(".videos-being-made")
         try:
             make_demo(partial)
+            make_call(output)
             partial.rename(videos)
         except OSError as error:
             raise XstreamerError(f"cannot write {videos}: {error.strerror}; choose another -o") from error

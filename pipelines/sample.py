@@ -176,6 +176,26 @@ def make_demo(folder: Path | str, *, size: int = SIZE) -> list[Path]:
     return paths
 
 
+def make_call(folder: Path | str, *, size: int = SIZE) -> tuple[Path, Path]:
+    """Writes what `stream` takes into `folder`: portrait.png, the photograph at rest, and speech.flac, a minute in which
+    all speeches are said one after the other, with pauses."""
+    import soundfile
+
+    portrait, minute = Path(folder) / "portrait.png", Path(folder) / "speech.flac"
+    still = next(talking_head(np.zeros(STORED_RATE, np.float32), STORED_RATE, frames=1, size=size, noise=0.0))
+    sound = np.zeros(60 * STORED_RATE, np.float32)
+    apart = len(sound) // len(speeches())
+    for place, name in enumerate(speeches()):
+        said = speech(name)[0]
+        sound[place * apart : place * apart + len(said)] = said
+    partial = portrait.with_name(".tmp-portrait.png"), minute.with_name(".tmp-speech.flac")
+    cv2.imwrite(str(partial[0]), cv2.cvtColor(still, cv2.COLOR_RGB2BGR))
+    soundfile.write(partial[1], sound, STORED_RATE, format="FLAC", subtype="PCM_16")
+    for made, wanted in zip(partial, (portrait, minute), strict=True):
+        made.replace(wanted)
+    return portrait, minute
+
+
 def _solo(said: np.ndarray, scene: Scene, size: int) -> Iterator[np.ndarray]:
     return talking_head(said, STORED_RATE, frames=scene.frames, size=size, seed=scene.seed)
 

@@ -6,6 +6,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,7 @@ from models.faces import detect
 from models.voice import voice_segments
 from pipelines import sample
 from pipelines.puppet import GAP, VIEW, motion_of
-from pipelines.sample import DEMO, Scene, make_demo, make_video, scene_frames, scene_sound, speech, speeches
+from pipelines.sample import DEMO, Scene, make_call, make_demo, make_video, scene_frames, scene_sound, speech, speeches
 
 SIZE = 256
 
@@ -259,6 +260,20 @@ def test_demo_sources_open_and_last_as_planned(demo: dict[str, Path]) -> None:
         assert info.audio_codec is not None
         total += info.duration_s
     assert 50 < total < 75
+
+
+def test_a_minute_for_the_portrait_to_say(tmp_path: Path) -> None:
+    portrait, minute = make_call(tmp_path, size=256)
+    picture = cv2.cvtColor(cv2.imread(str(portrait)), cv2.COLOR_BGR2RGB)
+    first = frames_of(Scene(seconds=0.04), 256)[0]
+    assert picture.shape == (256, 256, 3) and np.abs(picture.astype(int) - first).mean() < 4  # the camera's noise
+    sound, rate = soundfile.read(minute, dtype="float32")
+    assert (len(sound), rate) == (60 * 22_050, 22_050)
+    for place, name in enumerate(speeches()):
+        said, _ = speech(name)
+        part = sound[place * len(sound) // 4 :][: len(said)]
+        assert np.abs(part - said).max() < 1e-4, name
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["portrait.png", "speech.flac"]
 
 
 def test_the_demo_has_one_file_that_does_not_open(demo: dict[str, Path]) -> None:
