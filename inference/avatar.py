@@ -102,7 +102,8 @@ class Avatar:
         self.runner.speak(recording.codes, recording.samples)
 
     def interrupt(self) -> None:
-        """Stops it: what it was told and has not said is forgotten, and what nobody has seen."""
+        """Stops it: what it was told and has not said is forgotten, and what nobody has seen; it remembers the question
+        that it was answering, or about to answer."""
         self.runner.interrupt()
 
     # What comes of it

@@ -160,7 +160,9 @@ def checked_speech(sound: Any, rate: Any) -> tuple[np.ndarray, int]:
             f"speech is a file, or [n] float samples of one channel from -1 to 1, not {found.dtype} {list(found.shape)}"
         )
     if not isinstance(rate, int | np.integer) or not LOWEST_RATE <= rate <= HIGHEST_RATE:
-        raise UsageError(f"speech has {LOWEST_RATE} to {HIGHEST_RATE} samples a second, not {rate!r}; give its rate in Hz")
+        raise UsageError(
+            f"speech has {LOWEST_RATE} to {HIGHEST_RATE} samples a second, not {rate!r}; give its rate in Hz"
+        )
     if not np.isfinite(found).all():
         raise UsageError("speech holds samples that are no numbers; record it again")
     return found.astype(np.float32), int(rate)

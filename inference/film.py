@@ -1,7 +1,8 @@
 """A stream as an MP4 file that plays while it grows: H.264 and AAC in fragments of a second.
 
 Whatever ends a run, the film so far plays: every fragment stands for itself, and when the disk is full the file is cut
-back to its last whole one. A film that ends well becomes an ordinary MP4, with an index for players that want one.
+back to its last whole one. A film that ends well becomes an ordinary MP4, with an index for players that want one,
+where FFmpeg can do that.
 """
 
 from __future__ import annotations
@@ -18,12 +19,19 @@ from inference.media import RATES, Media
 from manifests.errors import DatasetError, UsageError
 from models.clock import FPS
 
-FLAGS = "frag_keyframe+delay_moov+default_base_moof+hybrid_fragmented"
+FLAGS, WHOLE = "frag_keyframe+delay_moov+default_base_moof", "+hybrid_fragmented"
 """Of FFmpeg's MP4 muxer. delay_moov: the index is written with the first fragment, when the delay of the sound's
-encoder is known and can be taken back; hybrid_fragmented: the end makes an ordinary file of it."""
+encoder is known and can be taken back. WHOLE: the end makes an ordinary file of it."""
+WHOLE_SINCE = (62, 12)
+"""libavformat from which WHOLE goes with delay_moov, FFmpeg 8.1; films that 7.1 and 8.0 made so did not play."""
 ENCODER = {"preset": "veryfast", "crf": "18", "bf": "0", "g": str(FPS)}
 """A key frame a second begins a fragment; no frame waits for a later one."""
 AUDIO_BITS = 128_000
+
+
+def flags(version: tuple[int, ...]) -> str:
+    """For the muxer of that libavformat; before WHOLE_SINCE a film stays one of fragments, which plays as well."""
+    return FLAGS + (WHOLE if version >= WHOLE_SINCE else "")
 
 
 class Film:
@@ -96,7 +104,7 @@ class Film:
             self._file = _File(self.path.open("w+b"))
         except OSError as error:
             raise DatasetError(f"film {self.path} cannot be written ({error.strerror}); name another place") from None
-        options = {"movflags": FLAGS, "flush_packets": "1"}
+        options = {"movflags": flags(av.library_versions["libavformat"]), "flush_packets": "1"}
         self._container = av.open(self._file, "w", format="mp4", options=options)
         video = self._container.add_stream("libx264", rate=FPS, options=ENCODER)
         video.pix_fmt, video.thread_count, video.thread_type = "yuv420p", 1, "NONE"

@@ -25,6 +25,7 @@ from inference.schedule import ready_chunks
 from inference.segments import SILENT, Segment
 from inference.sinks import Sink
 from inference.sound import Sound
+from manifests.errors import UsageError
 from models.clock import CHUNK_FRAMES, FPS, SEGMENT_SECONDS, SEGMENT_SPEECH_TOKENS, SPEECH_HZ
 
 PAUSE_S = 0.005
@@ -62,6 +63,7 @@ class Runner:
     process may take; None: it is here. shown: the last chunk seen by somebody; by default what `chunks` has given.
 
     Verbs may be called from any thread, and count from the next chunk on; everything else from one. figures: of the run.
+    Raises UsageError for an engine that is not as far ahead as pictures are decoded.
     """
 
     def __init__(
@@ -75,6 +77,11 @@ class Runner:
         patience: float | None = None,
         shown: Callable[[], int] | None = None,
     ) -> None:
+        if engine.plan.ahead <= pictures.reach.ahead:  # else it would wait for what it does not make
+            raise UsageError(
+                f"{engine.plan.ahead} chunks may be unshown, but pictures are decoded with {pictures.reach.ahead} after "
+                "them; plan more ahead"
+            )
         self.talk, self.engine, self.pictures, self.sound, self.live = talk, engine, pictures, sound, live
         self.figures = Figures()
         self.given = -1

@@ -16,7 +16,7 @@ from streams_made import alike, astronaut, make_actor, play, sound, write_pictur
 
 from inference.avatar import Avatar
 from inference.media import Media
-from manifests.errors import SourceError, UsageError
+from manifests.errors import ModelError, SourceError, UsageError
 from models.clock import STORED_RATE
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "streaming.md"
@@ -120,6 +120,73 @@ def test_async_iteration_does_not_block_the_loop(avatar: Avatar) -> None:
 
     seen, ticks = apart(lambda: asyncio.run(call()))
     assert seen == [0, 1, 2, 3] and ticks > 10
+
+
+def test_a_chunk_that_nobody_waited_for_any_more_comes_next(avatar: Avatar) -> None:
+    """Whoever waits for one may be cancelled while it is made."""
+    making, go_on = threading.Event(), threading.Event()
+    step = avatar.runner._work
+
+    def slow() -> bool:
+        making.set()
+        go_on.wait(30)
+        return step()
+
+    async def call() -> list[int]:
+        stream = aiter(avatar)
+        first = (await anext(stream)).index
+        avatar.runner._work = slow  # type: ignore[method-assign]
+        waiting = asyncio.ensure_future(anext(stream))
+        await asyncio.to_thread(making.wait, 30)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        go_on.set()
+        seen = [first]
+        async for chunk in avatar:
+            seen.append(chunk.index)
+            if len(seen) == 4:
+                break
+        return seen
+
+    assert apart(lambda: asyncio.run(call())) == [0, 1, 2, 3]
+
+
+def test_a_question_that_is_refused_ends_nothing(avatar: Avatar) -> None:
+    assert len(list(avatar.chunks(seconds=0.3))) == 1
+    avatar.say("why " * 8000)
+    with pytest.raises(UsageError, match="ask a shorter one"):
+        list(avatar.chunks())
+    given = sound(0.3)
+    avatar.speak((given, STORED_RATE))
+    later = list(avatar.chunks())
+    assert later[0].index == 1 and np.abs(joined(later)).max() > 0.01
+
+
+def test_what_it_ended_with_comes_again(avatar: Avatar, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(list(avatar.chunks(seconds=0.3))) == 1
+    monkeypatch.setattr(avatar.runner.engine, "advance", lambda: (_ for _ in ()).throw(ModelError("it broke")))
+    for _ in range(2):
+        with pytest.raises(ModelError, match="it broke"):
+            list(avatar.chunks(seconds=1.0))
+
+
+def test_what_is_no_sound_and_no_portrait_is_refused(avatar: Avatar, place: Path) -> None:
+    good = sound(0.1)
+    for samples, rate, words in (
+        (np.stack([good, good], 1), STORED_RATE, r"one channel from -1 to 1, not float32 \[2205, 2\]"),
+        ((good * 32767).astype(np.int16), STORED_RATE, "not int16"),
+        (np.where(good == good.max(), np.nan, good), STORED_RATE, "samples that are no numbers"),
+        (good, 0, "1000 to 1000000 samples a second, not 0"),
+        (good, 22050.5, "not 22050.5"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            avatar.speak((samples, rate))  # type: ignore[arg-type]
+    assert avatar.idle
+    for picture in (astronaut()[..., 0], astronaut() / 255, astronaut()[:0]):
+        with pytest.raises(UsageError, match=r"a portrait is a file, or \[h, w, 3\] uint8 RGB, not "):
+            Avatar(picture, checkpoint=place / "actor", devices="cpu")
+    with pytest.raises(UsageError, match="stride must be a whole number from 1 on, not 0"):
+        Avatar(astronaut(), checkpoint=place / "actor", devices="cpu", stride=0)
 
 
 def test_a_closed_one_gives_nothing_more(place: Path) -> None:

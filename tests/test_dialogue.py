@@ -504,6 +504,32 @@ class TestInterrupt:
         dialogue.interrupt(chunk=0)
         assert text_of(spelled(VOCABULARY, dialogue.turns)).endswith("Well?<|assistant|>streaming_transcription\n")
 
+    @pytest.mark.parametrize("steps", [0, 1, 20])
+    def test_a_question_that_was_next_stays_though_nothing_was_said_yet(
+        self, bundled: Thinker, silence: np.ndarray, steps: int
+    ) -> None:
+        dialogue = Dialogue(bundled, silence, longest=1)
+        taken(dialogue, 1)
+        dialogue.ask("Well?")
+        dialogue.ask("And you?")  # waits for its turn
+        for _ in range(steps):
+            assert dialogue.step() is None
+        dialogue.interrupt(chunk=3)
+        assert [turn.user for turn in dialogue.turns] == ["Well?"]
+        dialogue.ask("No?")
+        assert said(dialogue)[0].spoken
+        read = text_of(dialogue.stream.ids[: dialogue.stream.length])
+        _, answer = read.split("Well?<|assistant|>streaming_transcription\n")
+        assert answer.startswith("<|user|>") and "No?<|assistant|>" in answer and "And you?" not in read
+
+    def test_a_question_behind_an_answer_is_forgotten(self, bundled: Thinker, silence: np.ndarray) -> None:
+        dialogue = Dialogue(bundled, silence, longest=2)
+        dialogue.ask("Well?")
+        taken(dialogue, 1)
+        dialogue.ask("And you?")
+        dialogue.interrupt(chunk=3)
+        assert [turn.user for turn in dialogue.turns] == ["Well?"]
+
     def test_speech_of_which_nothing_was_heard_never_was(self, bundled: Thinker, silence: np.ndarray) -> None:
         dialogue = Dialogue(bundled, silence)
         taken(dialogue, 2)

@@ -10,6 +10,7 @@ import torch
 from actors_made import CHANNELS, GRID, PLACES, STATES, WINDOW, actor, latents, levels, portrait
 from segments_made import run, segment, segments, speech_of
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from inference.engine import Chunk, Engine
 from inference.replay import Replay
@@ -174,6 +175,49 @@ def test_bfloat16_weights_stream_too() -> None:
     found = torch.stack([chunk.latents for chunk in run(engine(Plan(3), made.bfloat16()), told)])
     assert found.dtype == torch.float32
     assert (found - wanted).norm() < 0.1 * wanted.norm()
+
+
+def test_a_stream_that_ends_denoises_nothing_after_its_end() -> None:
+    """Eight of the thirteen chunks whose states are there."""
+    made, told = actor(), segments(2)
+    streaming = engine(Plan(3), made)
+    for each in told:
+        streaming.hear(each)
+    streaming.close(8)
+    found = run(streaming, [], close=False)
+    assert [chunk.index for chunk in found] == list(range(8)) and streaming.pyramid.late == 0 and not streaming.late
+    assert streaming.passes == 8 + 3 - 1
+    # each chunk in three passes, and once more to be committed, but for the last, after which none comes
+    assert streaming.rows == (8 * 3 + 7) * PLACES
+    agree(found, run(engine(Plan(3), made), told)[:8])
+    streaming.interrupt(7)
+    assert [chunk.index for chunk in run(streaming, segments(1, first=1))] == [8, 9, 10, 11, 12]
+
+
+class Crossings(TorchDispatchMode):
+    """Operations that make a tensor of the host's numbers, or give them back: each has the host wait for a GPU."""
+
+    KINDS = ("lift_fresh", "_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.found += [name] if name in self.KINDS else []
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_a_round_of_a_stream_that_runs_never_has_the_host_wait(stride: int) -> None:
+    streaming, told = engine(Plan(4, stride)), segments(6)
+    run(streaming, told[:4], rounds=18 * stride, close=False)
+    with Crossings() as crossings:
+        (torch.tensor([1]) + 1).item()
+        seen = len(crossings.found)
+        ran = [streaming.advance()[0] for _ in range(2 * stride)]
+    assert all(ran) and seen == 2 and crossings.found[seen:] == []
 
 
 # interruptions

@@ -248,6 +248,20 @@ class TestSame:
             pair.tell("ask", "And now?")
             pair.finish()
 
+    @pytest.mark.parametrize("taken_before", [0, 2])
+    def test_a_question_that_is_interrupted_before_its_answer_began_is_remembered(self, taken_before: int) -> None:
+        """Here its first words are being thought; there a segment of them waits, or two."""
+        with self.pair(exact=False) as pair:
+            pair.tell("take", taken_before)
+            pair.tell("ask", "Well?")
+            pair.tell("ask", "And you?")
+            assert pair.here.step() is pair.here.step() is None
+            assert until(lambda: pair.there.waiting == AHEAD)
+            pair.tell("interrupt", None)
+            pair.tell("ask", "No?")
+            pair.finish()
+            assert [turn.user for turn in pair.here.turns] == ["Well?", "No?"]
+
     def test_a_question_is_answered_where_it_is_asked_not_where_the_silence_ends(self) -> None:
         with self.pair() as pair:
             pair.tell("take", 3)

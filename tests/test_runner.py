@@ -4,11 +4,15 @@ one, the Actor small."""
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from streams_made import alike, astronaut, make_actor, sound, write_sound
 
@@ -21,7 +25,7 @@ from inference.pictures import Frames
 from inference.replay import Replay
 from inference.runner import Runner
 from inference.sampling import Sampling
-from inference.schedule import DROP, LATE, Event, Plan
+from inference.schedule import DROP, LATE, START, Event, Plan
 from inference.segments import Segment
 from inference.sinks import Callback, Playback
 from manifests.errors import ModelError, SourceError, UsageError
@@ -192,11 +196,76 @@ def test_it_equals_the_replay_of_its_record(cast: Cast, latent: np.ndarray) -> N
         np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-4)
 
 
+def test_what_is_told_right_after_an_interruption_is_answered(cast: Cast, latent: np.ndarray) -> None:
+    """Somebody interrupts, and asks again, while what was told before is on its way to the Thinker."""
+    run = runner(cast, latent, longest=1)
+    asked: list[str] = []
+
+    class Slow(Noted):
+        def ask(self, user: Any) -> int:
+            asked.append(user)
+            if user == "Who are you?":
+                run.interrupt()
+                run.ask("And who am I?")
+            return int(self._talk.ask(user))
+
+    run.talk = Slow(run.talk)
+    run.ask("Who are you?")
+    run.ask("What for?")
+    chunks = list(run.chunks())
+    assert asked == ["Who are you?", "And who am I?"] and run.said
+    assert len(heard(chunks)) == 26 * 1764 and np.abs(heard(chunks)).max() > 0.01
+
+
+def test_other_threads_may_ask_whether_it_is_idle(cast: Cast, latent: np.ndarray) -> None:
+    """A Thinker in another process is talked to by one thread alone."""
+    run = runner(cast, latent, longest=1)
+    threads: set[int] = set()
+
+    class Watched(Noted):
+        @property
+        def idle(self) -> bool:
+            threads.add(threading.get_ident())
+            return bool(self._talk.idle)
+
+    run.talk = Watched(run.talk)
+    found: list[bool] = []
+
+    def elsewhere() -> None:
+        asking = threading.Thread(target=lambda: found.append(run.idle))
+        asking.start()
+        asking.join()
+
+    elsewhere()
+    run.ask("Who are you?")
+    elsewhere()
+    stream = run.chunks(endless=True)
+    next(stream)
+    elsewhere()
+    run.interrupt()
+    elsewhere()
+    next(stream)
+    elsewhere()
+    assert found == [True, False, True, False, True]  # its only segment has been handed out with the first chunk
+    assert threads == {threading.get_ident()}
+
+
+def test_nothing_is_denoised_that_will_not_be_seen(cast: Cast, latent: np.ndarray) -> None:
+    events: list[Event] = []
+    run = runner(cast, latent, Plan(4), record=events.append)
+    speak(run, cast, 2.5)
+    chunks = list(run.chunks(frames=63))
+    assert len(chunks) == 8 and run.engine.heard == 2  # the states of 13 are there
+    assert [event.chunk for event in events if event.what == START] == list(range(8))
+    assert run.engine.passes == rounds(8, 4, 1)
+    assert run.engine.rows == (8 * 4 + 7) * 4  # no chunk is in more passes than its steps and the one that commits it
+
+
 # -- live ----------------------------------------------------------------------------------------------------
 
 
 def test_live_what_was_not_played_is_dropped_and_the_clock_goes_on(cast: Cast, latent: np.ndarray) -> None:
-    run = runner(cast, latent, Plan(2, ahead=6), live=True)
+    run = runner(cast, latent, Plan(2, ahead=7), live=True)
     playback = Playback(STORED_RATE)
     run._shown, run._drop = (lambda: playback.shown), playback.drop
     speak(run, cast, 6.0)
@@ -216,13 +285,18 @@ def test_live_what_was_not_played_is_dropped_and_the_clock_goes_on(cast: Cast, l
 
 
 def test_live_it_makes_no_more_than_may_be_unshown(cast: Cast, latent: np.ndarray) -> None:
-    run = runner(cast, latent, Plan(2, ahead=3), live=True)
+    run = runner(cast, latent, Plan(2, ahead=4), live=True)
     run._shown = lambda: -1
     stream = run.chunks(endless=True)
-    found = [next(stream).index for _ in range(3)]
+    found = [next(stream).index for _ in range(3)]  # the fourth is what the third is decoded with
     assert found == [0, 1, 2] and run.engine.full and not run._work()
     run._shown = lambda: 0
     assert next(stream).index == 3
+
+
+def test_pictures_that_are_decoded_with_more_than_is_made_are_refused(cast: Cast, latent: np.ndarray) -> None:
+    with pytest.raises(UsageError, match="1 chunks may be unshown, but pictures are decoded with 1 after them"):
+        runner(cast, latent, Plan(2, ahead=1))
 
 
 def test_a_sink_is_closed_whatever_happens(cast: Cast, latent: np.ndarray) -> None:
@@ -261,6 +335,30 @@ def test_figures_count_what_there_was(cast: Cast, latent: np.ndarray) -> None:
     assert found["memory_gb"] > 0.1 and found["segments"] == 2
     lines = told(found)
     assert len(lines) == 3 and "2.00 s in" in lines[0] and "p99" in lines[1] and "0 stalls" in lines[2]
+
+
+def test_figures_leave_out_what_others_do_meanwhile(
+    cast: Cast, latent: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand seconds before the first chunk is asked for, and between all of them."""
+    passed = [0.0]
+    clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + passed[0])
+    monkeypatch.setattr("inference.figures.time", clock)
+    run = runner(cast, latent)
+    speak(run, cast, 1.0)
+    passed[0] += 1000
+    for _ in run.chunks(frames=25):
+        passed[0] += 1000
+        assert run.figures.as_json()["wall_s"] < 500
+    found = run.figures.as_json()
+    assert found["chunks"] == 4 and passed[0] == 5000
+    for name in ("wall_s", "first_frame_s", "latency_p99_s", "behind_s", "realtime"):
+        assert found[name] < 500, name
+    taken = SimpleNamespace(shown=-1, put=lambda media: passed.__setitem__(0, passed[0] + 1000), close=lambda: None)
+    taken.drop = lambda: -1
+    run = runner(cast, latent)
+    run.run(taken, frames=16)  # but a sink is a part of the stream
+    assert run.figures.as_json()["wall_s"] > 1990 and run.figures.as_json()["realtime_of"]["sink"] > 3100
 
 
 def test_figures_of_nothing_are_numbers_too(cast: Cast, latent: np.ndarray) -> None:
@@ -303,12 +401,22 @@ def test_a_long_recording_is_encoded_in_pieces(cast: Cast, monkeypatch: pytest.M
 def test_speech_that_is_none_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "text.wav").write_text("I am no sound")
     write_sound(tmp_path / "empty.wav", np.empty(0, np.float32))
+    (tmp_path / "nothing.wav").write_bytes(b"")
+    write_sound(tmp_path / "cut.mp3", sound(1.0))
+    (tmp_path / "cut.mp3").write_bytes((tmp_path / "cut.mp3").read_bytes()[:100])
+    write_sound(tmp_path / "slow.wav", sound(0.01), 3)
+    soundfile.write(tmp_path / "nan.wav", np.full(100, np.nan, np.float32), 16_000, subtype="FLOAT")
     write_film(tmp_path / "mute.mp4", [np.zeros((32, 32, 3), np.uint8)] * 5, None, 22_050, Coding())
     for path, words in (
         (tmp_path / "no.wav", "cannot be read .No such file"),
         (tmp_path / "text.wav", "cannot be read .Invalid data"),
         (tmp_path / "empty.wav", "is empty"),
         (tmp_path / "mute.mp4", "has no sound"),
+        (tmp_path / "nothing.wav", "cannot be read"),
+        (tmp_path / "cut.mp3", "cannot be read|is empty"),
+        (tmp_path / "slow.wav", "has 3 samples a second, which nothing records"),
+        (tmp_path / "nan.wav", "samples that are no numbers"),
+        (tmp_path, "cannot be read .Is a directory"),
     ):
         with pytest.raises(SourceError, match=words):
             read_speech(path)

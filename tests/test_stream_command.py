@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,8 @@ from streams_made import alike, astronaut, make_actor, play, sound, write_pictur
 
 from inference.schedule import START, STOP, from_lines
 from models.clock import STORED_RATE
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +55,7 @@ def test_a_recording_becomes_a_film_as_long_with_its_own_sound(place: Path, tmp_
     assert figures["first_frame_s"] > 0 and set(figures["realtime_of"]) >= {"thinker", "actor", "pictures"}
     with (tmp_path / "r.jsonl").open() as lines:
         plan, events = from_lines(lines)
-    assert plan.steps == 3 and [event.chunk for event in events if event.what == START][:8] == list(range(8))
+    assert plan.steps == 3 and [event.chunk for event in events if event.what == START] == list(range(8))
     assert events[-1].what == STOP
     assert figures["passes"] == 8 + 3 - 1
 
@@ -107,12 +111,18 @@ def test_the_thinker_in_a_process_of_its_own_gives_the_same_film(
 # -- what ends it early --------------------------------------------------------------------------------------
 
 
-def test_an_interrupted_film_plays(place: Path, tmp_path: Path) -> None:
-    film = tmp_path / "f.mp4"
-    running = start(*asked(place, film, "--seconds", "3600"))
+def growing(film: Path, running: subprocess.Popen[str]) -> None:
+    """Waits until there is some of the film."""
     while running.poll() is None and not (film.is_file() and film.stat().st_size > 20_000):
         time.sleep(0.1)
-    running.send_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_film_plays(place: Path, tmp_path: Path, how: signal.Signals) -> None:
+    film = tmp_path / "f.mp4"
+    running = start(*asked(place, film, "--seconds", "3600", steps=1))
+    growing(film, running)
+    running.send_signal(how)
     out, err = running.communicate()
     assert running.returncode == 130, err
     assert err.startswith("xstreamer: interrupted; ") and err.endswith(" s and plays\n") and err.count("\n") == 1
@@ -120,6 +130,50 @@ def test_an_interrupted_film_plays(place: Path, tmp_path: Path) -> None:
     seconds = float(err.split("holds ")[1].split(" s ")[0])
     assert len(found.frames) == round(25 * seconds) > 25 and found.samples == len(found.frames) * 882
     assert "s of work a second" in out
+
+
+APART = """
+import sys
+from inference import cast
+from pipelines import cli
+made = cast.dialogue_of
+cast.dialogue_of = lambda *given, **more: made(*given, **{**more, "apart": True})
+sys.exit(cli.main(sys.argv[1:]))
+"""
+"""The command with its Thinker in a process of its own, as on two GPUs."""
+
+
+def children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "its own death", "the Thinker's death"])
+def test_with_two_processes_the_film_plays_and_none_is_left(place: Path, tmp_path: Path, how: str) -> None:
+    film, shared = tmp_path / "f.mp4", set(Path("/dev/shm").iterdir())
+    command = [sys.executable, "-c", APART, *asked(place, film, "--seconds", "3600", steps=1)]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    growing(film, running)
+    (thinker,) = children(running.pid)
+    if how == "the Thinker's death":
+        os.kill(thinker, signal.SIGKILL)
+    else:
+        running.send_signal(signal.SIGKILL if how == "its own death" else signal.SIGINT)
+    _, err = running.communicate()
+    if how == "the Thinker's death":
+        assert running.returncode == 1 and err.count("\n") == 1, err
+        assert err.startswith(
+            f"xstreamer: the Thinker's process (cpu, pid {thinker}) was killed by SIGKILL (exit code -9)"
+        )
+    elif how == "its own death":
+        assert running.returncode == -signal.SIGKILL
+    else:
+        assert running.returncode == 130 and err.startswith("xstreamer: interrupted; ") and err.count("\n") == 1, err
+    end = time.monotonic() + 60
+    while Path(f"/proc/{thinker}").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{thinker}").exists()
+    assert set(Path("/dev/shm").iterdir()) <= shared
+    assert len(play(film).frames) >= 25
 
 
 @pytest.fixture
@@ -166,6 +220,10 @@ def test_requests_that_make_no_sense_are_refused_before_anything_is_loaded(place
         (["--seconds", "nan"], "--seconds nan must be"),
         (["--text", "a", "--stride", "fast"], "--stride 'fast': give a whole number, or auto"),
         (["--text", "a", "--stride", "4"], "stride 4 is more than the 3 steps"),
+        (["--text", "a", "--stride", "0"], "stride must be a whole number from 1 on, not 0"),
+        (["--speech", film], f"-o '{film}' would be written over '{film}'; name another file"),
+        (["--text", "a", "--record", place / "actor" / ".." / "me.png"], "would be written over"),
+        (["--text", "a", "--record", film], "would be written over"),
         (["--text", "a", "--seed", "-1"], "--seed must be 0 or more"),
         (["--text", "a", "--temperature", "-1"], "temperature must be 0 or more"),
         (["--text", "a", "--devices", "gpu"], "device 'gpu' must be auto, cpu, cuda or cuda:N"),
