@@ -146,7 +146,7 @@ def states_of(width: int) -> np.ndarray:
 class Undecoded:
     """In the place of a video codec: frames are black, so that the models' own time is seen, and no package is needed."""
 
-    def decode(self, latents: np.ndarray, *, first: bool = True) -> np.ndarray:
+    def decode(self, latents: np.ndarray, *, first: bool = True, **_near: object) -> np.ndarray:
         """As `VideoCodec.decode`."""
         count, _, height, width = latents.shape
         frames = CHUNK_FRAMES * count - (CHUNK_FRAMES - 1) * first

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,9 @@ from models.attention import (
 )
 from models.clock import CHUNK_SPEECH_TOKENS, SEGMENT_SPEECH_TOKENS, SEGMENT_TEXT_TOKENS, segments_of
 from models.rope import Turn, rotate, turn, turn_3d
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 LEVEL_WAVES = 128
 """Sine waves, and as many cosines, that a noise level is shown as."""
@@ -202,6 +205,7 @@ class Actor(nn.Module):
         self.config = config
         self.flex: bool | None = None
         self.checkpointing = False
+        self._masks: dict[Any, BlockMask] = {}
         hidden = config.hidden
         self.latent_mlp = nn.Sequential(nn.Linear(config.channels, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
         self.level_mlp = nn.Sequential(nn.Linear(2 * LEVEL_WAVES, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
@@ -247,14 +251,21 @@ class Actor(nn.Module):
         chunk, kind = torch.cat(order), torch.cat(kinds)
         own = roles(_after(REFERENCE_CHUNK, chunk), _after(REFERENCE, kind), h * w)
         far = len(chunks) > self.config.window
-        flex = x.is_cuda if self.flex is None else self.flex
-        context = self.context(own, own, chunk, speech, (h, w), like=x, far=far, flex=flex)
+        mask = self._mask(own, h * w) if (x.is_cuda if self.flex is None else self.flex) else None
+        context = self.context(own, own, chunk, speech, (h, w), like=x, far=far, mask=mask)
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, context, h * w, h * w, use_reentrant=False)
+                x = checkpoint(block, x, context, h * w, h * w, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, context, h * w, h * w)
         return self.velocity(x[:, -chunks.numel() * h * w :], (h, w))
+
+    def _mask(self, own: Roles, places: int) -> BlockMask:
+        """Of a whole sample for FlexAttention, kept: lengths come again, and all pairs of a minute are many."""
+        key = self.rule, len(own.chunk), places, own.chunk.device, torch.is_inference_mode_enabled()
+        if key not in self._masks:
+            self._masks[key] = block_mask(self.rule, own, own)
+        return self._masks[key]
 
     def embed(self, latents: Tensor, levels: Tensor) -> Tensor:
         """[B, C, channels, h, w] at levels [B, C] -> [B, C, h w, hidden]: the sum of both MLPs (the paper, 3.2)."""
@@ -282,20 +293,19 @@ class Actor(nn.Module):
         *,
         like: Tensor,
         far: bool = True,
-        flex: bool = False,
+        mask: BlockMask | None = None,
     ) -> Context:
         """What the blocks share. own: the tokens of the pass; seen: those that they may see, in the order of the
         store; chunks: [C] those of `own` that hear; like: whose type the states take; far: some chunk of the pass may
-        be as far as the window from the reference's first place; flex: a mask for FlexAttention, for long passes."""
+        be as far as the window from the reference's first place; mask: for long passes; None makes a dense one."""
         config = self.config
-        mask = (block_mask if flex else dense_mask)(self.rule, own, seen)
         row, column = own.place // grid[1], own.place % grid[1]
         pairs = config.rotary // 2
         clamped = own.chunk.clamp(max=config.window - 1)
         heard = self.states_norm(speech.states.to(self.states_norm.weight.dtype)).to(like.dtype)
         index, hears = heard_by(chunks, speech.segments)
         return Context(
-            mask=mask,
+            mask=dense_mask(self.rule, own, seen) if mask is None else mask,
             reference=own.kind == REFERENCE,
             turned=turn_3d(torch.stack((own.chunk, row, column), -1), pairs, config.rope_theta),
             clamped=turn_3d(torch.stack((clamped, row, column), -1), pairs, config.rope_theta) if far else None,

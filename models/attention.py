@@ -22,6 +22,8 @@ REFERENCE, HISTORY, VIDEO = 0, 1, 2
 the video that is denoised."""
 EMPTY = 1 << 40
 """The chunk of a place in a cache that holds nothing yet: later than any, so nobody sees it."""
+VARIANTS = 64
+"""Programs that one function may become."""
 REFERENCE_CHUNK = -1
 """Where the reference stands in time until the clamp moves it along: latent 0's place, right before chunk 0."""
 
@@ -91,15 +93,38 @@ def guarded(allowed: Tensor) -> Dense:
     return Dense(allowed | ~live, live)
 
 
+BLOCK = 128
+"""Tokens a side of the blocks that FlexAttention computes or leaves out."""
+PAIRS = 1 << 23
+"""Pairs of tokens that are looked at together while blocks are sorted: some 200 MB, however long the sample."""
+
+
 def block_mask(rule: Rule, q: Roles, k: Roles) -> BlockMask:
-    """The same as FlexAttention takes it: blocks of 128 x 128 that nobody sees are never computed."""
-    from torch.nn.attention.flex_attention import create_block_mask
+    """The same as FlexAttention takes it: blocks of 128 x 128 that nobody sees are never computed, and those that all
+    see need no mask. `create_block_mask` gives the same from all pairs at once, gigabytes of them for a minute."""
+    from torch.nn.attention.flex_attention import BlockMask
 
     def seen(_batch: Tensor, _head: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return visible(rule, q[i], k[j])
 
-    device = q.chunk.device
-    return create_block_mask(seen, None, None, len(q.chunk), len(k.chunk), device=str(device))
+    lengths = len(q.chunk), len(k.chunk)
+    strip = max(1, PAIRS // (BLOCK * lengths[1])) * BLOCK
+    counts = torch.cat([_counted(rule, q[at : at + strip], k) for at in range(0, lengths[0], strip)])
+    partly, fully = _listed((counts > 0) & (counts < BLOCK**2)), _listed(counts == BLOCK**2)
+    return BlockMask.from_kv_blocks(*partly, *fully, BLOCK_SIZE=BLOCK, mask_mod=seen, seq_lengths=lengths)
+
+
+def _counted(rule: Rule, q: Roles, k: Roles) -> Tensor:
+    """How many pairs of each block are seen; places beyond the last token see nothing and are not seen."""
+    pairs = visible(rule, q[:, None], k[None])
+    pairs = F.pad(pairs, (0, -pairs.shape[1] % BLOCK, 0, -pairs.shape[0] % BLOCK))
+    return pairs.unflatten(1, (-1, BLOCK)).unflatten(0, (-1, BLOCK)).sum((1, 3))
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Of `blocks` [rows, columns] bool, as `BlockMask` has them: how many a row, and which, first those that are."""
+    which = blocks.int().argsort(dim=1, descending=True, stable=True)
+    return blocks.sum(1).int()[None, None], which.int()[None, None]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Dense | BlockMask | None, scale: float) -> Tensor:
@@ -125,8 +150,16 @@ def _flex(compiled: bool) -> Any:
 
 @cache
 def _compiled_flex() -> Any:
-    """For any length, after the second: a compilation for each would soon pass dynamo's limit of 8, beyond which it
-    computes densely without a word."""
+    """For any length, after the second. Never densely without a word: that would be an error."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention)
+    compile_often()
+    return torch.compile(flex_attention, fullgraph=True)
+
+
+def compile_often() -> None:
+    """Lets dynamo compile a function VARIANTS times; from its ninth on it would run as it stands, slowly. Samples within
+    the window and beyond, one at a time or several, with a gradient and without are as many programs: 17 in a run."""
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)

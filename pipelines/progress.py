@@ -8,6 +8,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 LINE_EVERY_S = 15.0
@@ -30,15 +31,18 @@ class Bar:
     def __enter__(self) -> Bar:
         self._began = self._last = time.monotonic()
         if not self.quiet and sys.stderr.isatty():
+            console = Console(stderr=True)
+            one, rest = Column(no_wrap=True), Column(no_wrap=True, overflow="ellipsis", ratio=1)
             self._bar = Progress(
-                TextColumn("{task.description:>10}"),
-                BarColumn(),
-                TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
-                _Rate(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=Console(stderr=True),
+                TextColumn("{task.description:>10}", table_column=one.copy()),
+                BarColumn(max(8, min(40, console.width - 92)), table_column=one.copy()),
+                TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}", table_column=one.copy()),
+                _Rate(table_column=one.copy()),
+                TimeElapsedColumn(table_column=one.copy()),
+                TimeRemainingColumn(table_column=one.copy()),
+                TextColumn("{task.fields[note]}", table_column=rest),  # has what the others leave
+                console=console,
+                expand=True,
             )
             self._bar.start()
             self._task = self._bar.add_task(self.title, total=self.total, unit=self.unit, note="")

@@ -29,7 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from manifests.errors import UsageError
 from models.actor import HEARD, Actor, Context, Speech, heard_by
 from models.actor_config import PRESETS, ActorConfig, actor_config
-from models.attention import REFERENCE, REFERENCE_CHUNK, VIDEO, Roles, block_mask, roles, visible
+from models.attention import REFERENCE, REFERENCE_CHUNK, VIDEO, Roles, Rule, block_mask, roles, visible
 from models.clock import segments_of
 from models.diffusion import ddim_step
 from models.sampler import Ring, prefill, step
@@ -361,6 +361,23 @@ def test_flex_and_dense_actors_agree(name: str) -> None:
     dense = made(**given)
     made.flex = True
     torch.testing.assert_close(made(**given), dense, atol=1e-5, rtol=0)
+
+
+def test_a_length_has_its_mask_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, lengths = actor(), list[int]()
+
+    def counted(rule: Rule, q: Roles, k: Roles) -> Any:
+        lengths.append(len(q.chunk) // PLACES)
+        return block_mask(rule, q, k)
+
+    monkeypatch.setattr("models.actor.block_mask", counted)
+    made.flex = True
+    found = {chunks: made(**inputs(made, chunks)) for chunks in (3, 5)}
+    for chunks in (5, 3, 5):
+        assert torch.equal(made(**inputs(made, chunks)), found[chunks])
+    assert lengths == [4, 6]
+    made.config = dataclasses.replace(made.config, attention="token_causal")
+    assert not torch.equal(made(**inputs(made, 3)), found[3])
 
 
 @pytest.mark.parametrize("name", ["full", "teacher forcing"])

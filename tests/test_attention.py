@@ -155,6 +155,25 @@ def test_blocks_beyond_the_window_are_never_computed() -> None:
     assert mask.sparsity() == pytest.approx(100 * (1 - blocks_seen(seen)), abs=0.01)
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_blocks_are_those_of_torchs_own_maker(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All at once, and strip by strip, as of samples of a minute."""
+    rule = RULES[name]
+    own = sequence(rule, chunks=150, places=3)
+    count = len(own.chunk)
+    wanted = flex.create_block_mask(
+        lambda _b, _h, i, j: visible(rule, own[i], own[j]), None, None, count, count, device="cpu"
+    )
+    assert count > 3 * 128 and count % 128
+    for pairs in (1 << 23, 2 * 128 * count, 1):
+        monkeypatch.setattr(attention, "PAIRS", pairs)
+        found = block_mask(rule, own, own)
+        assert (found.seq_lengths, found.BLOCK_SIZE) == (wanted.seq_lengths, wanted.BLOCK_SIZE)
+        for side in ("kv", "q", "full_kv", "full_q"):
+            assert torch.equal(getattr(found, f"{side}_num_blocks"), getattr(wanted, f"{side}_num_blocks"))
+            assert torch.equal(getattr(found, f"{side}_indices"), getattr(wanted, f"{side}_indices"))
+
+
 def blocks_seen(seen: Tensor, block: int = 128) -> float:
     """Share of blocks of 128 x 128 in which anybody is seen."""
     rest = -len(seen) % block

@@ -13,12 +13,13 @@ from ranks import together
 from shards_made import make_shards
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from manifests.errors import ModelError, UsageError
+from manifests.errors import DatasetError, ModelError, UsageError
 from models.actor import Actor
 from models.actor_config import actor_config
+from training.occupied import occupied
 from training.parallel import World, local, mesh_of, prepare, world
 from training.recipe import Dataset, Recipe, load_recipe
-from training.trainer import Run, Trainer
+from training.trainer import Run, Trainer, train
 
 STEPS = 4
 
@@ -83,6 +84,10 @@ def scene(recipe: Recipe, folder: Path) -> dict[str, Any]:
     half = replace(recipe, dtype="bfloat16", checkpointing=True, steps=2)
     found["half"] = trained(half, folder / "half")
     found["refused"] = {"poison": poisoned(recipe, folder / "poison"), "uneven": refused_replicas(recipe)}
+    found["refused"] |= {
+        "damage": damaged(recipe, folder / "damage"),
+        "occupied": refused_folder(recipe, folder / "two"),
+    }
     return found
 
 
@@ -99,6 +104,26 @@ def poisoned(recipe: Recipe, folder: Path) -> tuple[str, int, bool]:
             trainer.update(batch)
         same = all(torch.equal(a, local(b.detach())) for a, b in zip(before, trainer.actor.parameters(), strict=True))
         return f"{error.value} of {batch.ids}", trainer.step, same
+
+
+def damaged(recipe: Recipe, folder: Path) -> tuple[list[int], str]:
+    """Damage found until it was too much, of which no rank has too much of its own; and what is said then."""
+    some, found = replace(recipe, max_damaged=0.6, epochs=2, steps=0), list[int]()
+    with world("cpu") as where, contextlib.closing(Trainer(Run(some, folder, "cpu"), where)) as trainer:
+        with pytest.raises(DatasetError) as error:
+            for batch in trainer.batches():
+                lost = int(batch.step == 0 or batch.epoch == 1)
+                hurt = replace(batch, damaged=lost, notes=(f"note {trainer.step} of rank {where.rank}",) * lost)
+                found.append(trainer.update(hurt).damaged)
+        return found, str(error.value)
+
+
+def refused_folder(recipe: Recipe, folder: Path) -> str:
+    """Of a folder that rank 0 finds taken."""
+    with world("cpu") as where, occupied(folder) if where.rank == 0 else contextlib.nullcontext():
+        with pytest.raises(UsageError) as error:
+            next(train(Run(recipe, folder, "cpu")))
+    return str(error.value)
 
 
 def refused_replicas(recipe: Recipe) -> str:
@@ -150,6 +175,17 @@ def test_a_batch_of_no_numbers_stops_every_rank_before_the_update_and_is_named(r
         assert (step, same) == (1, True)
     at_fault = told[1][0].rpartition(" of ")[2]
     assert all(name in told[0][0] for name in at_fault.strip("(),'").split("', '"))
+
+
+def test_damage_is_counted_over_all_processes(runs: dict[str, Any]) -> None:
+    """Three of five may be damaged in an epoch: two are in the first, four, by its second step, in the second."""
+    told = {rank["refused"]["damage"][1] for rank in runs["ranks"]}
+    assert [rank["refused"]["damage"][0] for rank in runs["ranks"]] == [[2, 2, 4], [2, 2, 4]]
+    assert told == {"4 of 5 samples are damaged, more than max_damaged = 0.6 allows; the last one: note 3 of rank 1"}
+
+
+def test_a_folder_that_is_taken_is_refused_by_all(runs: dict[str, Any]) -> None:
+    assert all("another process trains into" in rank["refused"]["occupied"] for rank in runs["ranks"])
 
 
 def test_replicas_that_do_not_divide_the_processes_are_refused(runs: dict[str, Any]) -> None:

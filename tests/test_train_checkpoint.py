@@ -20,12 +20,14 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from ranks import together as processes
 from safetensors.torch import load_file, save_file
 from small_run import CODECS, CONFIG, IDENTITY, RECIPE, Run
 from torch import Tensor
 
 from manifests.errors import DatasetError, ModelError, UsageError, XstreamerError
+from training.checkpoint import read_tensors
 from training.checkpoint_meta import (
     FOLDER,
     META,
@@ -38,7 +40,7 @@ from training.checkpoint_meta import (
 )
 from training.ema import Ema
 from training.parallel import whole, world
-from training.tensor_files import TABLE
+from training.tensor_files import TABLE, Writer, read_table
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -147,6 +149,16 @@ class TestSave:
         dcp_to_torch_save(folder_of(two, 2), tmp_path / "all.pt")
         found = torch.load(tmp_path / "all.pt", weights_only=True)
         assert found["model.head.weight"].shape == (1, 32)
+
+    @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+    def test_the_thread_that_writes_asks_no_gpu(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What it writes was copied before; it would open the first GPU of the machine, whichever is its rank's."""
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: pytest.fail("asked for a stream"))
+        dcp.save({"a": torch.arange(3.0)}, storage_writer=Writer(tmp_path / "x", lambda: None), no_dist=True)
+        found = {"a": torch.zeros(3)}
+        read_tensors(tmp_path / "x", read_table(tmp_path / "x"), found)
+        assert torch.equal(found["a"], torch.arange(3.0))
 
     def test_one_killed_while_it_is_written(self, two: Path) -> None:
         """kill -9 while the third checkpoint's tensors are being synced to the disk."""

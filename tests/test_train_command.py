@@ -61,7 +61,7 @@ def copied(trained: Trained, tmp_path: Path) -> Path:
 def test_a_run_leaves_what_people_look_at(trained: Trained, shards: Path) -> None:
     run, told = trained.run, trained.told
     assert sorted(path.name for path in run.iterdir()) == [
-        "checkpoints", "curves.png", "log.jsonl", "recipe.toml", "samples", "tensorboard",
+        ".lock", "checkpoints", "curves.png", "log.jsonl", "recipe.toml", "samples", "tensorboard",
     ]  # fmt: skip
     assert told["done"] and (told["step"], told["steps"]) == (6, 6)
     assert Path(told["checkpoint"]) == run / "checkpoints" / "step-00000006" and Path(told["checkpoint"]).is_dir()
@@ -253,6 +253,25 @@ def test_an_empty_dataset(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_preset(copied: Path) -> None:
     line = call("train", "-o", copied, "--resume", "--set", "preset=small", "--device", "cpu", "--quiet").line()
     assert "preset is tiny" in line and "small" in line
+    assert load_recipe(str(copied / "recipe.toml")).preset == "tiny"  # the run can still go on
+    told = call("train", "-o", copied, "--resume", "--steps", "7", "--device", "cpu", "--quiet", "--json")
+    assert told.code == 0 and json.loads(told.out)["step"] == 7
+
+
+def test_less_than_was_done_is_refused(copied: Path) -> None:
+    line = call("train", "-o", copied, "--resume", "--steps", "5", "--device", "cpu", "--quiet").line()
+    assert "beyond 5 steps" in line and "7 or more" in line
+
+
+def test_a_run_goes_on_from_any_folder(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shards)
+    told = call(*asked(Path(), tmp_path / "r", "--steps", "1", sample_every=0, validate_every=0, save_every=1))
+    assert told.code == 0, told.err
+    monkeypatch.chdir(tmp_path)
+    told = call("train", "-o", "r", "--resume", "--steps", "2", "--device", "cpu")
+    assert told.code == 0 and "goes on from step 1" in told.err
+    told = call("train", "-o", "r", "--resume", "--device", "cpu", "--quiet", "--json")  # nothing is left to do
+    assert told.code == 0 and json.loads(told.out)["checkpoint"] == "r/checkpoints/step-00000002"
 
 
 def test_a_damaged_sample_is_counted_and_skipped(broken: Path, tmp_path: Path) -> None:

@@ -183,6 +183,12 @@ def test_weights_are_passes_and_a_second_pass_has_a_name_of_its_own(shards: Path
         assert set(stored(shards)) < first and len(first - set(stored(shards))) == 3
 
 
+def test_a_dataset_that_would_never_be_read_is_refused(shards: Path, tmp_path: Path) -> None:
+    data = opened(shards, make_shards(tmp_path, 2, seed=5), weights=(1, 0.1))
+    with pytest.raises(DatasetError, match=f"{tmp_path}.*weight 0.1 of 2 samples is none"):
+        data.plan(recipe())
+
+
 def test_validation_is_the_same_on_every_call_and_split_evenly(shards: Path) -> None:
     data = opened(shards)
     assert data.validation_samples == 3

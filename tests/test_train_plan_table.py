@@ -165,7 +165,7 @@ def test_hours_without_shards() -> None:
     [
         (["--recipe", "tiny"], "--hours"),
         ([], "--recipe"),
-        (["--recipe", "tiny", "--hours", "1", "--set", "batch=2"], "256 GPUs for 2 samples"),
+        (["--recipe", "tiny", "--hours", "1", "--set", "batch=2", "--gpus", "256"], "256 GPUs for 2 samples"),
         (["--recipe", "pretrain", "--gpus", "0"], "--gpus 0"),
         (["--recipe", "pretrain", "--gpu", "abacus"], "a100-80, h100, h200"),
         (["--recipe", "pretrain", "--mfu", "1.2"], "--mfu 1.2"),

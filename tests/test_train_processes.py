@@ -36,11 +36,12 @@ def started(process: subprocess.Popen[str], run: Path) -> None:
         time.sleep(0.05)
 
 
-def test_ctrl_c_saves_and_the_run_goes_on(shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", [signal.SIGINT, signal.SIGTERM])  # Ctrl-C, or a queue that wants its machine back
+def test_a_signal_saves_and_the_run_goes_on(said: signal.Signals, shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "r"
     process = start(*asked(shards, run, "--steps", "100000", sample_every=0, validate_every=0, save_every=0))
     started(process, run)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(said)
     code, out, err = ended(process)
     assert code == 130 and "Traceback" not in err
     [saved] = sorted((run / "checkpoints").iterdir())

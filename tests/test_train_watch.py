@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,26 @@ def test_a_film_that_fails_is_told_and_logged(tmp_path: Path, capsys: pytest.Cap
     assert list(rows(tmp_path / LOG))[-1]["error"] == "the sample is gone"
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("columns", [72, 80, 100, 160])
+def test_a_bar_fits_its_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    with Bar("train", 40, "steps") as bar:
+        bar.add(3, "loss 1.0046 high 0.9 1.22 samples/s 1,209 tokens/s data 0% and so on without an end" * 2)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    shown = [line for line in re.split(r"[\r\n]+", plain) if line.strip()]
+    assert all(len(line.rstrip()) <= columns and "3/40 steps" in line for line in shown if "loss" in line)
+    assert any("3/40 steps" in line and "loss 1" in line for line in shown), shown
+    assert not any("and so on" in line and "steps" not in line for line in shown)  # nothing on a second line
+
+
 def test_a_bar_that_goes_on_counts_its_own_rate(capsys: pytest.CaptureFixture[str]) -> None:
     with Bar("train", 100, "steps", begun=90) as bar:
         bar.add(1)
@@ -259,7 +280,11 @@ def test_weights_stand_behind_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     Path("run=2").mkdir()
     assert split("run=2") == ("run=2", None)
     found = named(["a", "b/index.json"], [2.0, 0.5], "sft")
-    assert [(d.path, d.profile, d.weight) for d in found] == [("a", "sft", 2.0), ("b/index.json", "", 0.5)]
+    assert [(d.path, d.profile, d.weight) for d in found] == [
+        (str(tmp_path / "a"), "sft", 2.0),
+        (str(tmp_path / "b/index.json"), "", 0.5),
+    ]
+    assert named(["s3://x/y"], [], None)[0].path == "s3://x/y"
     for bad in (["a=nan"], ["a=-1"], ["=2"]):
         with pytest.raises(UsageError, match="PATH=WEIGHT"):
             named(bad, [], None)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,15 +14,19 @@ import torch
 from shards_made import make_shards
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from train_runs import damage
 
-from manifests.errors import ModelError, UsageError
+from manifests.errors import DatasetError, ModelError, UsageError
 from models.actor import Actor, Speech
 from models.actor_config import ActorConfig, actor_config
 from models.actor_facts import parameters, train_flops
 from models.sampler import rollout
 from training.checkpoint_meta import latest
+from training.contract import wanted_by
+from training.data import loader, open_data
 from training.ema import RAMP, Ema
 from training.events import Event, Sampled, Saved, Started, Step, Validated
+from training.hearing import Hearing
 from training.optimizer import adamw, learning_rate
 from training.parallel import World, prepare, world
 from training.recipe import Dataset, Recipe, load_recipe
@@ -41,7 +45,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(shards: Path) -> Recipe:
     changes = {"batch": 3, "steps": 4, "warmup": 2, "lr": 1e-3, "shuffle_buffer": 2, "workers": 0, "max_damaged": 0.0}
     changes |= {"save_every": 2, "keep": 9, "validate_every": 2, "validate_samples": 2, "sample_every": 4}
-    changes |= {"sample_steps": 2, "sample_seconds": 0.64, "micro_batch": 3}
+    changes |= {"sample_steps": 2, "sample_seconds": 0.64, "micro_batch": 3, "cooldown": 0.0}
     return load_recipe("tiny", {**changes, "datasets": [Dataset(str(shards))]})
 
 
@@ -253,6 +257,17 @@ def test_a_thinker_in_the_loop_gives_what_stored_states_give(recipe: Recipe, tmp
     assert all((with_.flops or 0) > (without.flops or 0) for with_, without in zip(steps, stored, strict=True))
 
 
+def test_what_a_thinker_says_does_not_depend_on_how_the_actor_computes(tmp_path: Path) -> None:
+    """Validation asks it under autocast."""
+    place = make_shards(tmp_path, samples=2, chunks=(3,), with_states=False)
+    data = open_data([Dataset(str(place))], wanted_by("bundled"))
+    (batch,) = loader(load_recipe("tiny", {"epochs": 1, "batch": 2}), data)
+    hearing = Hearing("bundled", torch.device("cpu"))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = hearing.speech(batch)
+    assert torch.equal(half.states, hearing.speech(batch).states) and half.states.any()
+
+
 def test_half_precision_on_a_cpu(recipe: Recipe, tmp_path: Path) -> None:
     half, weights = trained(replace(recipe, dtype="bfloat16", steps=2), tmp_path / "half")
     full, _ = trained(replace(recipe, steps=2), tmp_path / "full")
@@ -305,6 +320,35 @@ def test_what_cannot_begin_is_refused_in_one_line(
     with pytest.raises(UsageError, match="the shards are others"):
         twice = (replace(recipe.datasets[0], weight=2.0),)
         next(train(Run(replace(recipe, datasets=twice), tmp_path, "cpu", resume=told[0])))
+
+
+def test_a_folder_is_one_runs_at_a_time(recipe: Recipe, tmp_path: Path) -> None:
+    first = cast(Generator[Event], train(Run(recipe, tmp_path, "cpu")))
+    assert isinstance(next(first), Started)
+    for asked in (Run(recipe, tmp_path, "cpu"), Run(recipe, tmp_path, "cpu", resume=tmp_path)):
+        with pytest.raises(UsageError, match="another process trains into"):
+            next(train(asked))
+    for event in first:
+        if isinstance(event, Step):
+            break
+    first.close()
+    assert isinstance(next(train(Run(recipe, tmp_path, "cpu"))), Started)
+
+
+def test_damaged_samples_that_are_held_out_are_passed_over(recipe: Recipe, tmp_path: Path) -> None:
+    place = make_shards(tmp_path / "data", samples=3, chunks=(2, 4), val=3)
+    damage(place, 0, 0, "val")
+    short = replace(recipe, steps=2, validate_every=1, validate_samples=3, datasets=(Dataset(str(place)),))
+    events = list(train(Run(short, tmp_path / "run", "cpu")))
+    first, second = (event for event in events if isinstance(event, Validated))
+    assert first.samples == second.samples == 2
+    assert len(first.notes) == 1 and "val-000000.tar is damaged" in first.notes[0] and not second.notes
+    (sampled,) = (event for event in events if isinstance(event, Sampled))
+    assert sampled.split == "val" and sampled.latents.shape[0] == 2
+    for sample in (1, 2):
+        damage(place, 0, sample, "val")
+    with pytest.raises(DatasetError, match="no sample can be read"):
+        next(train(Run(short, tmp_path / "none", "cpu")))
 
 
 def test_a_finished_run_has_nothing_left_to_do(recipe: Recipe, told: tuple[Path, list[Event]], tmp_path: Path) -> None:

@@ -35,9 +35,9 @@ def steps_of(run: Path) -> list[dict[str, Any]]:
     return [row for row in log_of(run) if row["kind"] == "step"]
 
 
-def damage(folder: Path, shard: int, sample: int) -> None:
+def damage(folder: Path, shard: int, sample: int, split: str = "train") -> None:
     """Overwrites the beginning of the latents of a sample, in place."""
-    path = sorted(folder.glob("train-*.tar"))[shard]
+    path = sorted(folder.glob(f"{split}-*.tar"))[shard]
     with tarfile.open(path) as tar:
         place = [member for member in tar if member.name.endswith(".latents.npy")][sample].offset_data
     content = bytearray(path.read_bytes())

@@ -78,6 +78,13 @@ class Batch:
         )
 
 
+def sent(values: torch.Tensor, device: torch.device, kind: torch.dtype | None = None) -> torch.Tensor:
+    """`values` of the host on `device`, in type `kind`. A GPU fetches them when it gets there: nobody waits until it
+    has done what it was given before, so that the next micro-batch is queued while this one is computed."""
+    held = values.contiguous().pin_memory() if device.type == "cuda" and values.device.type == "cpu" else values
+    return held.to(device, kind or values.dtype, non_blocking=True)
+
+
 def micro_batches(batch: Batch, size: int, count: int) -> list[Batch]:
     """`batch` in `count` parts of at most `size` samples, the same number on every rank: the last ones may be empty.
 

@@ -17,7 +17,7 @@ from manifests.errors import DatasetError
 from training.batch import Batch, collate
 from training.contract import Contract, Wanted, agreed
 from training.index import Listing, Named, listed, verify
-from training.plan import Plan, Span, lanes_of
+from training.plan import Plan, Span, lanes_of, passes
 from training.reading import Damaged, Handles
 from training.samples import KEPT, Reader, Slot, first_contract
 
@@ -54,9 +54,14 @@ class Data:
     contract: Contract
 
     def plan(self, recipe: Reading) -> Plan:
-        """The order of their samples under `recipe`."""
+        """The order of their samples under `recipe`. Raises DatasetError for one that would never be read."""
         sizes = tuple(tuple(shard.nsamples for shard in listing.train) for listing in self.listings)
         weights = tuple(listing.weight for listing in self.listings)
+        for listing in self.listings:
+            if listing.samples and not sum(passes(listing.samples, listing.weight)):
+                raise DatasetError(
+                    f"{listing.place}: weight {listing.weight:g} of {listing.samples} samples is none; raise the weight"
+                )
         return Plan(sizes, weights, recipe.batch, recipe.shuffle_buffer, recipe.seed)
 
     @property

@@ -61,7 +61,7 @@ class Step:
 class Validated:
     """The error on fixed samples with fixed noise at levels that are spread evenly. loss, by_level: of the weights;
     average_loss, average_by_level: of their moving average, None without one. split: "val", or "train" where the
-    shards hold nothing back. samples: how many."""
+    shards hold nothing back. samples: how many. notes: which were left out and why, a line each, told once."""
 
     step: int
     loss: float
@@ -71,6 +71,7 @@ class Validated:
     split: str
     samples: int
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -157,5 +157,8 @@ def _written(output: Path, tensors: dict[str, Tensor], facts: ActorFacts) -> Act
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(tensors, path, metadata={"format": "pt"})
+        mask = os.umask(0)
+        os.umask(mask)
+        path.chmod(0o666 & ~mask)  # safetensors makes files for their owner alone
     except SafetensorError as error:  # what the system said is in its text alone
         raise DatasetError(f"{path.parent} cannot be written ({one_line(error, 120)}); free some space there") from None

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from models.actor import Speech
 from models.dialogue_layout import layout
 from models.thinker import Thinker, hidden_states, load_thinker
-from training.batch import Batch, pad_states
+from training.batch import Batch, pad_states, sent
 
 
 class Hearing:
@@ -31,13 +30,18 @@ class Hearing:
         return self._thought(batch.text, batch.speech)
 
     def _thought(self, text: Sequence[np.ndarray], speech: Sequence[np.ndarray]) -> Speech:
+        if (
+            self.device.type == "cuda"
+        ):  # what was queued before is none of the Thinker's time, and it waits for it anyway
+            torch.cuda.synchronize(self.device)
         began = time.perf_counter()
         if self._thinker is None:
             self._thinker = load_thinker(self.name, str(self.device))
         rows = []
         for told, said in zip(text, speech, strict=True):
             order = layout(self._thinker.vocabulary, told, said)
-            rows.append((hidden_states(self._thinker, order), order.turn))
+            with torch.autocast(self.device.type, enabled=False):  # its states are what `curate` stores, whoever asks
+                rows.append((hidden_states(self._thinker, order), order.turn))
             self.tokens += len(order.prompt) + len(order.ids)
         self.seconds += time.perf_counter() - began
         return Speech(*pad_states(rows, self._thinker.hidden))
@@ -45,8 +49,4 @@ class Hearing:
 
 def on(speech: Speech, device: torch.device) -> Speech:
     """`speech` there."""
-
-    def moved(value: Tensor) -> Tensor:
-        return value.to(device, non_blocking=True)
-
-    return Speech(moved(speech.states), moved(speech.segments), moved(speech.ticks))
+    return Speech(*(sent(each, device) for each in (speech.states, speech.segments, speech.ticks)))

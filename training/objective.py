@@ -16,6 +16,7 @@ from torch import Tensor
 
 from models.actor import Actor, Speech
 from models.diffusion import noised, velocity
+from training.batch import sent
 
 LEVEL_BINS = 10
 """Bins of (0, 1] in which the loss is watched."""
@@ -100,16 +101,15 @@ def inputs_of(
     exceed the longest sample. references: [b, 4, channels, h, w].
     """
     longest = max((len(draw.levels) for draw in draws), default=0)
-    clean = latents[:, 1 : 1 + longest].to(device, torch.float32, non_blocking=True)
+    clean = sent(latents[:, 1 : 1 + longest], device, torch.float32)
     noise, levels = torch.zeros(clean.shape), torch.zeros(clean.shape[:2])
     own = torch.zeros(clean.shape[:2], dtype=torch.bool)
     for at, chance in enumerate(draws):
         n = len(chance.levels)
         noise[at, :n], levels[at, :n], own[at, :n] = chance.noise, chance.levels, True
     choices = [latents[at, 0] if d.reference == 0 else references[at, d.reference - 1] for at, d in enumerate(draws)]
-    reference = torch.stack(choices).to(device, torch.float32)
-    levels, noise = levels.to(device), noise.to(device, non_blocking=True)
-    own = own.to(device)
+    reference = sent(torch.stack(choices), device, torch.float32)
+    levels, noise, own = (sent(each, device) for each in (levels, noise, own))
     clean = clean.masked_fill(~own[:, :, None, None, None], 0)
     return Inputs(clean, noise, levels, reference, own & (levels > 0), elements(draws), speech)
 

@@ -22,6 +22,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from manifests.errors import UsageError, XstreamerError
 from models.actor import Actor
 from models.actor_config import ActorConfig
+from models.attention import compile_often
 from models.device import CPU, torch_device
 from models.memory import keep_freed_memory
 from training.recipe import Recipe
@@ -89,7 +90,8 @@ def world(device: str = "auto") -> Iterator[World]:
     if chosen == CPU:
         keep_freed_memory()
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        yield World(0, 1, torch.device(chosen), False)
+        with torch.cuda.device(chosen) if ":" in chosen else nullcontext():  # what asks for none is meant too
+            yield World(0, 1, torch.device(chosen), False)
         return
     if chosen.startswith("cuda"):
         if ":" in chosen:
@@ -125,7 +127,9 @@ def build_actor(config: ActorConfig, recipe: Recipe, where: World, fill: Callabl
 
 def _fill(actor: Actor, config: ActorConfig, where: World, fill: Callable[[Actor], None]) -> None:
     def weights() -> dict[str, Any]:
-        whole = Actor(config)
+        with torch.device("meta"):  # torch would draw random weights first, minutes of them for 9b
+            whole = Actor(config)
+        whole.to_empty(device="cpu")
         fill(whole)
         return whole.state_dict()
 
@@ -140,6 +144,7 @@ def prepare(actor: Actor, recipe: Recipe, where: World) -> None:
     do not divide the ranks."""
     actor.checkpointing = recipe.checkpointing
     if recipe.compile:
+        compile_often()
         for block in actor.blocks:
             block.compile()
     if not where.sharded:

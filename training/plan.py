@@ -61,7 +61,7 @@ class Plan:
     @cached_property
     def samples(self) -> int:
         """An epoch's."""
-        return sum(sum(_passes(sum(sizes), weight)) for sizes, weight in zip(self.sizes, self.weights, strict=True))
+        return sum(sum(passes(sum(sizes), weight)) for sizes, weight in zip(self.sizes, self.weights, strict=True))
 
     @property
     def lanes(self) -> int:
@@ -142,7 +142,7 @@ def _track(plan: Plan, epoch: int) -> tuple[list[Span], list[int]]:
     spans = []
     for dataset, (sizes, weight) in enumerate(zip(plan.sizes, plan.weights, strict=True)):
         pieces = [piece for shard, size in enumerate(sizes) for piece in _pieces(dataset, shard, size, limit)]
-        for turn, wanted in enumerate(_passes(sum(sizes), weight)):
+        for turn, wanted in enumerate(passes(sum(sizes), weight)):
             order = shuffled(range(len(pieces)), f"{plan.seed} {epoch} dataset {dataset} turn {turn}")
             spans += _first([pieces[at] for at in order], wanted, turn)
     order = shuffled(range(len(spans)), f"{plan.seed} {epoch} track")
@@ -150,7 +150,7 @@ def _track(plan: Plan, epoch: int) -> tuple[list[Span], list[int]]:
     return spans, list(accumulate(span.count for span in spans))
 
 
-def _passes(samples: int, weight: float) -> list[int]:
+def passes(samples: int, weight: float) -> list[int]:
     """Samples of each pass that a dataset of `samples` makes in an epoch; the last may be a part."""
     whole = int(weight)
     part = round((weight - whole) * samples)

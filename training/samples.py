@@ -108,7 +108,7 @@ def first_contract(shards: Sequence[Listed], handles: Handles, wanted: Wanted) -
 def whole_sample(listing: Listing, split: str = "val", number: int = 0) -> tuple[str, dict[str, bytes]]:
     """(key, every member) of sample `number` of the "train" or "val" split, to look at or to listen to.
 
-    Raises DatasetError where there is none or it is damaged.
+    Raises DatasetError where there is none, Damaged where it is that.
     """
     handles, left = Handles(), number
     for shard in listing.val if split == "val" else listing.train:
@@ -118,7 +118,7 @@ def whole_sample(listing: Listing, split: str = "val", number: int = 0) -> tuple
                 entry = tar.entry(left)
                 return entry.key, {name: tar.read(entry, name) for name in entry.members}
             except Damaged as error:
-                raise DatasetError(f"{damage(tar, left, error)}; copy the shards again or pack again") from None
+                raise Damaged(f"{damage(tar, left, error)}; copy the shards again or pack again") from None
         left -= shard.nsamples
     raise DatasetError(f"{listing.place} has no {split} sample {number}")
 

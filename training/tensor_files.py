@@ -84,7 +84,9 @@ class Writer(FileSystemWriter):
     every rank's."""
 
     def __init__(self, folder: Path, commit: Callable[[], None]) -> None:
-        super().__init__(folder)
+        # What is saved is in the host's memory already; torch's reading ahead from a GPU would open one in the thread
+        # that writes, and always the first of the machine.
+        super().__init__(folder, per_thread_copy_ahead=0)
         self._commit = commit
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:

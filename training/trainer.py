@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from manifests.errors import ModelError, UsageError
+from manifests.errors import DatasetError, ModelError, UsageError
 from models.actor_config import actor_config
 from models.actor_facts import thinker_facts, thinker_flops, train_flops
 from models.thinker import identity
@@ -30,6 +30,7 @@ from training.events import Event, Saved, Started, Step
 from training.hearing import Hearing, on
 from training.initial import first_weights
 from training.objective import Draw, Inputs, draw, elements, inputs_of, loss_of, no_inputs
+from training.occupied import alone
 from training.optimizer import adamw, clip, gradient_norm, learning_rate
 from training.parallel import World, build_actor, precision, sync_gradients, world
 from training.plan import lanes_of
@@ -63,7 +64,11 @@ def train(run: Run) -> Iterator[Event]:
     checkpoints written until then stay.
     """
     recipe = run.recipe
-    with world(run.device) as where, contextlib.closing(Trainer(run, where)) as trainer:
+    with (
+        world(run.device) as where,
+        alone(run.folder, where),
+        contextlib.closing(Trainer(run, where)) as trainer,
+    ):
         yield trainer.started()
         trainer.timed()
         for batch in trainer.batches():
@@ -117,6 +122,7 @@ class Trainer:
         self.step, self.cursor = 0, (0, 0)
         self.checkpoints = Checkpoints(run.folder, self._identity(), as_toml(recipe), recipe.keep, self._facts())
         self.damaged, self._saved, self.stopped = 0, 0, False
+        self._lost = 0, 0  # (epoch, samples of it that were damaged)
         if resumed:
             self._restore(resumed)
         self.validation = Validation(recipe, where, self.hearing, self.data)
@@ -171,6 +177,7 @@ class Trainer:
         self._count(watch, batch, thinking)
         found, norm_value = watch.together(self.where), norm.item()
         self._refuse_what_is_no_number(found, norm_value, batch, parts, watch.totals)
+        self._refuse_damage(found, batch)
         self.step += 1
         clip(self.actor.parameters(), norm, self.recipe.clip)
         rate = learning_rate(self.recipe, self.step, self.steps)
@@ -230,6 +237,17 @@ class Trainer:
             f"the {what} is no number in step {self.step + 1} (epoch {batch.epoch}, step {batch.step} of it), "
             f"{'; '.join(places)}; nothing was updated, go on from the last checkpoint with a lower lr or without them"
         )
+
+    def _refuse_damage(self, found: Watched, batch: Batch) -> None:
+        """Of all ranks together, in this epoch. Each rank's loader looks at its own samples alone."""
+        before = self._lost[1] if self._lost[0] == batch.epoch else 0
+        self._lost = batch.epoch, before + int(found.counts["damaged"])
+        if self._lost[1] > self.recipe.max_damaged * self.plan.samples:
+            notes = [note for notes in self.where.gathered(batch.notes) for note in notes]
+            raise DatasetError(
+                f"{self._lost[1]} of {self.plan.samples} samples are damaged, more than max_damaged = "
+                f"{self.recipe.max_damaged:g} allows{''.join(f'; the last one: {note}' for note in notes[-1:])}"
+            )
 
     def _told(self, batch: Batch, found: Watched, norm: float, rate: float) -> Step:
         self.damaged += int(found.counts["damaged"])

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 
+from manifests.errors import DatasetError
 from models.actor import Actor, Speech
 from models.clock import CHUNK_SECONDS
 from models.sampler import rollout
@@ -20,6 +21,7 @@ from training.events import Sampled, Validated
 from training.hearing import Hearing, on
 from training.objective import Inputs, fixed_draw, inputs_of, loss_of, no_inputs
 from training.parallel import World, precision, root_gathered
+from training.reading import Damaged
 from training.recipe import Recipe
 from training.samples import whole_sample
 from training.watch import Watch, Watched
@@ -45,6 +47,7 @@ class Validation:
         self.parts = list(validation_batches(data, wanted, recipe.micro_batch, where.rank, where.size))
         self.shown = shown(data, recipe.sample_seconds) if recipe.sample_every else None
         self._heard: list[Speech | None] = []
+        self._untold: tuple[str, ...] | None = tuple(note for part in self.parts for note in part.notes)
 
     def validate(self, actor: Actor, ema: Ema, step: int) -> Validated:
         """The loss with the weights and with their average. All ranks take part."""
@@ -63,7 +66,15 @@ class Validation:
             split=self.split,
             samples=int(plain.counts["samples"]),
             seconds=time.perf_counter() - began,
+            notes=self._notes(),
         )
+
+    def _notes(self) -> tuple[str, ...]:
+        """What is damaged among the fixed samples, on any rank; told with the first validation."""
+        if self._untold is None:
+            return ()
+        found, self._untold = self.where.gathered(self._untold), None
+        return tuple(dict.fromkeys(note for notes in found for note in notes))
 
     def sample(self, actor: Actor, ema: Ema, step: int) -> Sampled:
         """The shown sample, from noise, with the average of the weights. All ranks take part."""
@@ -112,17 +123,26 @@ class Validation:
 
 
 def shown(data: Data, seconds: float) -> tuple[Batch, Mapping[str, bytes]]:
-    """(batch of one, members) of the first sample held out that lasts `seconds`, else of the longest of LOOKED_AT."""
+    """(batch of one, members) of the first sample held out that lasts `seconds`, else of the longest of LOOKED_AT.
+
+    Damaged ones are passed over. Raises DatasetError where all of them are.
+    """
     listing = next(each for each in data.listings if sum(shard.nsamples for shard in each.val))
     best: tuple[Sample, Mapping[str, bytes]] | None = None
+    fault = ""
     for number in range(min(LOOKED_AT, sum(shard.nsamples for shard in listing.val))):
-        key, members = whole_sample(listing, "val", number)
-        sample = decoded(key, members, data.contract, f"sample {key} in {listing.place}")
+        try:
+            key, members = whole_sample(listing, "val", number)
+            sample = decoded(key, members, data.contract, f"sample {key} in {listing.place}")
+        except Damaged as error:
+            fault = fault or str(error)
+            continue
         if best is None or sample.chunks > best[0].chunks:
             best = sample, members
         if best[0].chunks * CHUNK_SECONDS >= seconds:
             break
-    assert best is not None
+    if best is None:
+        raise DatasetError(f"no sample can be shown: {fault}; copy the shards again or pack again")
     return collate([best[0]], data.contract.grid, data.contract.hidden), best[1]
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from manifests.errors import UsageError
 from manifests.store import Store
-from training.checkpoint_meta import FOLDER, latest, newest
+from training.checkpoint_meta import FOLDER, latest, newest, step_of
+from training.occupied import LOCK, occupied
 from training.recipe import Dataset, Recipe, as_toml, load_recipe, override, shipped
 
 RECIPE = "recipe.toml"
@@ -78,6 +79,7 @@ def named(shards: Sequence[str], weights: Sequence[float], profile: str | None) 
         chosen = weights[at] if weights else 1.0 if weight is None else weight
         if not path or not (math.isfinite(chosen) and chosen > 0):
             raise UsageError(f"{text!r}: name PATH or PATH=WEIGHT, the weight above 0")
+        path = path if "://" in path else str(Path(path).absolute())  # a run goes on from any folder
         found.append(Dataset(path, "" if profile is None or path.endswith(".json") else profile, chosen))
     return tuple(found)
 
@@ -93,9 +95,9 @@ def split(text: str) -> tuple[str, float | None]:
 
 
 def prepare(run: Asked) -> str:
-    """Makes RUN and writes its recipe; what people should be told about where it begins, if anything.
+    """Makes RUN, with nothing in it; what people should be told about where it begins, if anything.
 
-    Raises UsageError where RUN is another run's, or in the way.
+    Raises UsageError where RUN is another run's, in the way, trained into right now, or further than it shall go.
     """
     folder = run.folder
     if folder.exists() and not folder.is_dir():
@@ -105,14 +107,24 @@ def prepare(run: Asked) -> str:
     known = (folder / RECIPE).is_file() or (folder / FOLDER).is_dir()
     if run.resume and begun(folder) and not known:
         raise UsageError(f"{folder} holds something else than a run; name another folder: -o {free(folder)}")
-    Store(folder).write(RECIPE, as_toml(run.recipe).encode())
+    if run.checkpoint and 0 < run.recipe.steps < (step := step_of(run.checkpoint)):
+        raise UsageError(
+            f"{run.checkpoint} is beyond {run.recipe.steps} steps already; ask for {step + 1} or more: --steps"
+        )
+    with occupied(folder):
+        pass
     return f"{folder} has no checkpoint yet; it begins at step 0" if run.resume and not run.checkpoint else ""
+
+
+def begin(run: Asked) -> None:
+    """Writes the recipe that the run goes by, once the trainer has taken it. Raises DatasetError."""
+    Store(run.folder).write(RECIPE, as_toml(run.recipe).encode())
 
 
 def begun(folder: Path) -> bool:
     """Whether there is more in `folder` than a run leaves that was refused before its first step."""
     found = folder.iterdir() if folder.is_dir() else ()
-    return any(path.name != RECIPE and (path.name != FOLDER or any(path.iterdir())) for path in found)
+    return any(path.name not in (RECIPE, LOCK) and (path.name != FOLDER or any(path.iterdir())) for path in found)
 
 
 def free(folder: Path) -> Path:

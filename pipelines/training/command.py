@@ -123,6 +123,7 @@ def _hashed(run: Asked, quiet: bool) -> None:
 def _train(run: Asked, where: World, options: argparse.Namespace) -> int:
     from contextlib import ExitStack, closing
 
+    from pipelines.training.asked import begin
     from pipelines.training.watch import Watch
     from training.events import Event, Started
     from training.trainer import Run
@@ -137,6 +138,7 @@ def _train(run: Asked, where: World, options: argparse.Namespace) -> int:
         for event in events:
             if isinstance(event, Started):
                 steps, stop.ready = event.steps, True
+                where.first(lambda: begin(run))
             done = event.step
             if first:
                 watch.see(event)
@@ -146,8 +148,8 @@ def _train(run: Asked, where: World, options: argparse.Namespace) -> int:
 
 
 class Stop:
-    """Ctrl-C: the first ends the run after its step, with a checkpoint; the second, or one before the first step, at
-    once. Asked by the trainer after every step."""
+    """Ctrl-C, or a queue's SIGTERM: the first ends the run after its step, with a checkpoint; the second, or one before
+    the first step, at once. Asked by the trainer after every step."""
 
     def __init__(self) -> None:
         self.asked, self.ready = False, False
@@ -160,11 +162,12 @@ class Stop:
     def heard(self, say: bool) -> Iterator[None]:
         """While the block runs, signals come here. say: on standard error too."""
         self._say = say
-        before = signal.signal(signal.SIGINT, self._signal)
+        before = {each: signal.signal(each, self._signal) for each in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for each, handler in before.items():
+                signal.signal(each, handler)
 
     def _signal(self, _number: int, _frame: Any) -> None:
         now = time.monotonic()
@@ -196,7 +199,8 @@ def _told(run: Asked, watch: Watch, done: int, steps: int, seconds: float, as_js
     film = watch.last.get("sampled", {}).get("film")
     found: dict[str, Any] = {"run": str(run.folder), "step": done, "steps": steps, "done": done >= steps}
     found |= {"seconds": round(seconds, 3), "loss": step.get("loss"), "loss_high": step.get("loss_high")}
-    found |= {"validation_loss": validated.get("loss"), "checkpoint": saved.get("path"), "film": film}
+    newest = saved.get("path") or (str(run.checkpoint) if run.checkpoint else None)
+    found |= {"validation_loss": validated.get("loss"), "checkpoint": newest, "film": film}
     if as_json:
         print(json.dumps(found))
         return

@@ -11,7 +11,7 @@ def plan_arguments(sub: argparse.ArgumentParser) -> None:
     """Adds them."""
     group = sub.add_argument_group("with --plan")
     group.add_argument(
-        "--gpus", type=int, default=PAPER_GPUS, metavar="N", help=f"(default: {PAPER_GPUS}, the paper's)"
+        "--gpus", type=int, metavar="N", help=f"(default: {PAPER_GPUS}, the paper's; fewer where batch is less)"
     )
     group.add_argument("--gpu", default=PAPER_GPU, help=f"a100-80, h100 or h200 (default: {PAPER_GPU}, the paper's)")
     group.add_argument("--mfu", type=float, metavar="SHARE", help="of the GPUs' FLOP/s (default: what is published)")

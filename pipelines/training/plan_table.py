@@ -25,6 +25,7 @@ from pipelines.training.plan_figures import (
     figures,
     gb,
 )
+from pipelines.training.plan_options import PAPER_GPUS
 from training.recipe import Recipe, load_recipe, override, shipped
 
 EXIT_DONE = 0
@@ -47,7 +48,9 @@ def run(options: argparse.Namespace) -> int:
 
         changes["datasets"] = named(options.shards, options.weight, options.profile)
     recipe = load_recipe(_named(options.recipe), changes)
-    cluster = cluster_of(options.gpus, options.gpu, options.mfu)
+    cluster = cluster_of(
+        min(PAPER_GPUS, recipe.batch) if options.gpus is None else options.gpus, options.gpu, options.mfu
+    )
     corpus = corpus_of(recipe, options)
     print_plan(recipe, corpus, cluster, options.json)
     return EXIT_DONE

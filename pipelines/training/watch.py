@@ -18,6 +18,7 @@ from pipelines.training.log import Log, Row
 from training.events import Event, Sampled, Started, Step, Validated
 from training.objective import POSITION_CHUNKS
 from training.recipe import Recipe
+from training.trainer import due
 
 BOARD, FILMS = "tensorboard", "samples"
 HIGH = 0.5
@@ -70,7 +71,8 @@ class Watch:
             self._tell(f"skipped: {text}")
         self.last[row["kind"]] = row
         if isinstance(event, Step) and self._bar:
-            self._bar.add(event.step - self._done, note(row))
+            filming = due(event.step, self.recipe.sample_every, event.step >= self._steps)
+            self._bar.add(event.step - self._done, note(row) + " (a film is made)" * filming)
             self._done = event.step
             if event.step % self.recipe.log_every and event.step < self._steps and not event.notes:
                 return
@@ -92,7 +94,8 @@ class Watch:
         )
         self.title += f"step, {event.epoch_steps:,} steps an epoch, {many} on {event.device}"
         if not self.quiet:
-            print(self.title, file=sys.stderr, flush=True)
+            on = f", goes on from step {event.step:,}" if event.step else ""
+            print(self.title + on, file=sys.stderr, flush=True)
         self._log = Log(self.run, event.step if self._resumed else None)
         self._open.callback(self._log.close)
         self._board = self._opened(event.step)
