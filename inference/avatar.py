@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
@@ -77,6 +78,7 @@ class Avatar:
         self._made: deque[Media] = deque()  # a chunk that was being made when whoever waited for it left
         self._failure: Exception | None = None
         self._one = threading.Lock()
+        self._closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -88,6 +90,7 @@ class Avatar:
 
     def say(self, text: str) -> None:
         """Says something to it in writing; it answers. Raises UsageError for nothing."""
+        self._open()
         if not text.strip():
             raise UsageError("the text is empty; say something that it can answer to")
         self.runner.ask(text)
@@ -125,7 +128,13 @@ class Avatar:
 
     def chunks(self, seconds: float | None = None) -> Iterator[Media]:
         """The next `seconds`, in whole chunks of 0.32 s; None: until all that it was told is said."""
-        left = -1 if seconds is None else -(-round(seconds * FPS) // round(CHUNK_SECONDS * FPS))
+        self._open()
+        if seconds is not None and not 1 / FPS <= seconds < math.inf:
+            raise UsageError(f"{seconds!r} seconds cannot be; ask for {1 / FPS} or more")
+        return self._chunks(seconds)
+
+    def _chunks(self, seconds: float | None) -> Iterator[Media]:
+        left = -1 if seconds is None else -(-max(1, round(seconds * FPS)) // round(CHUNK_SECONDS * FPS))
         while left and not (seconds is None and self.idle):
             media = self._next()
             if media is None:
@@ -134,7 +143,11 @@ class Avatar:
             yield media
 
     def film(self, path: str | Path, seconds: float | None = None) -> Path:
-        """Writes `chunks` to an MP4 file. Raises DatasetError where that is not possible."""
+        """Writes `chunks` to an MP4 file. Raises DatasetError where that is not possible, UsageError when there is nothing
+        to show: no `seconds`, and nothing left to say."""
+        self._open()
+        if seconds is None and self.idle:
+            raise UsageError("it was told nothing; use say, listen or speak first, or film seconds of silence")
         film = Film(path)
         try:
             for media in self.chunks(seconds):
@@ -151,6 +164,7 @@ class Avatar:
 
     def close(self) -> None:
         """Ends the stream, and the Thinker's process where it has one."""
+        self._closed = True
         self.runner.stop()
         with self._one:
             self._stream.close()
@@ -170,6 +184,9 @@ class Avatar:
             except Exception as error:
                 self._failure = error
                 raise
+            except KeyboardInterrupt:
+                self._failure = UsageError("the stream was broken off in the middle of a chunk; make another avatar")
+                raise
             return bool(self._made)
 
     def _next(self) -> Media | None:
@@ -178,6 +195,12 @@ class Avatar:
                 return self._made.popleft()
         return None
 
+    def _open(self) -> None:
+        """Raises UsageError for one that is closed."""
+        if self._closed:
+            raise UsageError("the avatar is closed; make another one")
+
     def _recorded(self, audio: Audio) -> Recording:
+        self._open()
         sound, rate = checked_speech(*audio) if isinstance(audio, tuple) else read_speech(audio)
         return recorded(self.cast.tokenizer, at_rate(sound, rate, self.rate), self.rate)

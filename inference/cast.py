@@ -87,7 +87,7 @@ def load_cast(checkpoint: str | Path, devices: str = "auto", dtype: str = "") ->
     if len(acts) > 1:
         raise UsageError(f"--devices {devices!r}: one for all, or the Thinker's and the Actor's")
     device = acts[0] if acts else thinks
-    actor, facts = load_actor(checkpoint, device, dtype)
+    actor, facts = load_actor(checkpoint, device, dtype, verify=True)
     name = facts.thinker.split(" ")[0]
     if not name:
         raise ModelError(f"{checkpoint} does not say whose states it follows; train it on shards with a Thinker")

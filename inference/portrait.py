@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,24 +17,43 @@ FINE_SIDE."""
 FINE_SIDE = 640
 SURE, LEAST = 0.5, 0.04
 """A face has this score and, of the picture's shorter side, this size; `curation.speakers` has the same least size."""
-MOST_PIXELS = 1 << 28
+MOST_PIXELS = 1 << 26
+"""67 megapixels: more than cameras of people have."""
 
 
 def read_picture(path: str | Path) -> np.ndarray:
-    """[h, w, 3] uint8 BGR, upright. Raises SourceError for a file that is no picture."""
+    """[h, w, 3] uint8 BGR, upright, what is transparent on white. Raises SourceError for a file that is no picture, or a
+    larger one than is needed."""
     import cv2
+    from PIL import Image, UnidentifiedImageError
 
     try:
         content = np.fromfile(path, np.uint8)
     except OSError as error:
         raise SourceError(f"portrait {str(path)!r} cannot be read ({error.strerror}); check the path") from None
     try:
-        found = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
-    except cv2.error:  # larger than OpenCV reads
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content.tobytes())) as picture:
+            width, height, clear = *picture.size, picture.has_transparency_data  # nothing is decoded yet
+        if width * height > MOST_PIXELS:
+            raise SourceError(f"portrait {str(path)!r} has {width}x{height} px; make it smaller, 2000 px are plenty")
+        found = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if clear else None
+        if found is None or found.ndim < 3 or found.shape[2] < 4:
+            found = cv2.imdecode(content, cv2.IMREAD_COLOR)
+    except Image.DecompressionBombError:
+        raise SourceError(f"portrait {str(path)!r} is too large; make it smaller, 2000 px are plenty") from None
+    except (UnidentifiedImageError, OSError, ValueError, cv2.error):
         found = None
-    if found is None or found.shape[0] * found.shape[1] > MOST_PIXELS:
+    if found is None:
         raise SourceError(f"portrait {str(path)!r} is no picture that can be read; give a JPEG, PNG or WebP file")
-    return np.asarray(found)
+    return _on_white(found) if found.shape[2] == 4 else np.asarray(found)
+
+
+def _on_white(picture: np.ndarray) -> np.ndarray:
+    """[h, w, 4] BGR and opacity, uint8 or uint16 -> [h, w, 3] uint8."""
+    most = np.iinfo(picture.dtype).max
+    opacity = picture[..., 3:].astype(np.float32) / most
+    mixed = picture[..., :3].astype(np.float32) * opacity * (255 / most) + 255 * (1 - opacity)
+    return np.rint(mixed).astype(np.uint8)
 
 
 def head(picture: np.ndarray, size: int, *, force: bool = False, name: str = "the portrait") -> np.ndarray:

@@ -21,6 +21,10 @@ START, LATE, DROP, STOP = "start", "late", "drop", "stop"
 are dropped; no rounds from here on."""
 
 
+MOST_STEPS = 1000
+"""The noise schedule's own steps (the paper's T); more tell apart what is the same."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """How a stream is denoised.
@@ -43,6 +47,8 @@ class Plan:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise UsageError(f"{name} must be a whole number from 1 on, not {value!r}")
+        if self.steps > MOST_STEPS:
+            raise UsageError(f"{self.steps} denoising steps are too many; choose 1 to {MOST_STEPS}")
         if self.stride > self.steps:
             raise UsageError(f"stride {self.stride} is more than the {self.steps} steps; choose 1 to {self.steps}")
 

@@ -92,7 +92,7 @@ def read_facts(path: Path) -> tuple[ActorFacts, Path]:
                 f"{CLOCK}; use the xstreamer that wrote it"
             )
     except (FileNotFoundError, NotADirectoryError):
-        raise ModelError(f"{place} is missing, without it nobody knows what the weights are; {AGAIN}") from None
+        raise ModelError(f"{place} is missing; name the folder that export-actor wrote, or {AGAIN}") from None
     except (ValueError, TypeError, KeyError, UsageError) as error:
         raise ModelError(f"{place} is no whole {FORMAT} ({one_line(error, 160)}); {AGAIN}") from None
     if not weights.is_file():

@@ -95,6 +95,9 @@ def guarded(allowed: Tensor) -> Dense:
 
 BLOCK = 128
 """Tokens a side of the blocks that FlexAttention computes or leaves out."""
+KERNEL = {"FORCE_USE_FLEX_ATTENTION": True}
+"""Of FlexAttention on a GPU: not its kernel for a few queries, which refuses less than a block of them when eight heads
+or more share keys."""
 PAIRS = 1 << 23
 """Pairs of tokens that are looked at together while blocks are sorted: some 200 MB, however long the sample."""
 
@@ -130,7 +133,8 @@ def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Dense | BlockMask | None, scale: float) -> Tensor:
     """q [B, heads, n, d], k [B, groups, m, d], v [B, groups, m, e] -> [B, heads, n, e]; rows that see nothing: 0."""
     if mask is not None and not isinstance(mask, Dense):
-        return _flex(q.is_cuda)(q, k, v, block_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+        how = {"scale": scale, "enable_gqa": q.shape[1] != k.shape[1], "kernel_options": dict(KERNEL)}
+        return _flex(q.is_cuda)(q, k, v, block_mask=mask, **how)
     each = q.shape[1] // k.shape[1]
     if each > 1:
         k, v = k.repeat_interleave(each, 1), v.repeat_interleave(each, 1)

@@ -240,7 +240,7 @@ def pickled(folder: Path) -> None:
 
 
 BAD = {
-    "no facts": (lambda f: (f / FACTS).unlink(), "actor.json is missing, without it nobody knows"),
+    "no facts": (lambda f: (f / FACTS).unlink(), "actor.json is missing; name the folder that export-actor wrote"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "actor.safetensors is missing"),
     "facts cut off": (lambda f: (f / FACTS).write_text((f / FACTS).read_text()[:200]), "no whole xstreamer actor"),
     "facts are a list": (lambda f: (f / FACTS).write_text("[]"), "no whole xstreamer actor"),

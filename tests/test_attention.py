@@ -225,6 +225,19 @@ def test_rows_that_see_nothing_are_zero_and_so_are_their_gradients(kind: torch.d
         torch.testing.assert_close(blocks, dense, atol=2e-6 if kind == torch.float32 else 0.05, rtol=0)
 
 
+def test_short_samples_are_computed_as_long_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU torch 2.15 takes another kernel for less than 128 queries, and fails to build it where eight heads
+    share keys."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(attention, "_flex", lambda _: lambda *_numbers, **how: asked.update(how))
+    own = sequence(Rule(4), chunks=9, places=3)
+    q, k, v = torch.zeros(1, 16, 30, 32), torch.zeros(1, 2, 30, 32), torch.zeros(1, 2, 30, 16)
+    attend(q, k, v, block_mask(Rule(4), own, own), 0.3)
+    assert asked["enable_gqa"] and asked["kernel_options"]["FORCE_USE_FLEX_ATTENTION"] is True
+    asked["kernel_options"].clear()
+    assert attention.KERNEL, "torch writes into what it is given"
+
+
 def test_a_mask_that_all_rows_pass_needs_no_guard() -> None:
     for rule in RULES.values():
         own = sequence(rule, chunks=9, places=2)

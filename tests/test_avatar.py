@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -193,11 +194,44 @@ def test_a_closed_one_gives_nothing_more(place: Path) -> None:
     avatar = Avatar(place / "me.jpg", checkpoint=place / "actor", steps=2, devices="cpu")
     assert len(list(avatar.chunks(seconds=0.3))) == 1
     avatar.close()
-    assert list(avatar.chunks(seconds=1.0)) == []
+    told: list[Callable[[], object]] = [
+        lambda: avatar.say("Hello"),
+        lambda: avatar.speak((np.zeros(16_000, np.float32), 16_000)),
+        lambda: list(avatar.chunks(seconds=1.0)),
+        lambda: avatar.film(place / "closed.mp4", 1.0),
+    ]
+    for verb in told:
+        with pytest.raises(UsageError, match="avatar is closed"):
+            verb()
+    assert not (place / "closed.mp4").exists()
     avatar.close()
 
 
+def test_broken_off_in_the_middle_it_says_so(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in a notebook: the round that ran is half done, so nothing may go on from it in silence."""
+    with Avatar(place / "me.jpg", checkpoint=place / "actor", steps=2, devices="cpu") as avatar:
+
+        def pressed() -> bool:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(avatar.runner, "_work", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            list(avatar.chunks(0.3))
+        with pytest.raises(UsageError, match="broken off"):
+            avatar.film(place / "after.mp4", 0.3)
+
+
+@pytest.mark.parametrize("seconds", [-1, 0, 0.001, math.inf, math.nan])
+def test_lengths_that_cannot_be(avatar: Avatar, seconds: float) -> None:
+    with pytest.raises(UsageError, match="seconds cannot be"):
+        avatar.chunks(seconds)
+
+
 def test_nothing_is_refused(avatar: Avatar, tmp_path: Path) -> None:
+    if avatar.idle:
+        with pytest.raises(UsageError, match="told nothing"):
+            avatar.film(tmp_path / "nothing.mp4")
+        assert not (tmp_path / "nothing.mp4").exists()
     with pytest.raises(UsageError, match="text is empty"):
         avatar.say(" \n")
     with pytest.raises(UsageError, match="speech is empty"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -71,6 +73,33 @@ def test_what_is_no_picture_is_one_line(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(SourceError, match=r"p\.png' is no picture that can be read; give a JPEG") as error:
         read_picture(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_picture_too_large_is_not_decoded(tmp_path: Path) -> None:
+    """The head of a PNG of 30,000 x 30,000 px, with nothing behind it."""
+    head = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    parts = [(b"IHDR", head), (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b"")]
+    chunks = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts
+    ]
+    path = tmp_path / "bomb.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    with pytest.raises(SourceError, match="make it smaller"):
+        read_picture(path)
+
+
+def test_what_is_transparent_is_white(tmp_path: Path) -> None:
+    from PIL import Image
+
+    picture = np.zeros((8, 8, 4), np.uint8)
+    picture[..., 1] = 255  # green, which nobody is to see
+    picture[:4, :, 3] = 255
+    Image.fromarray(picture, "RGBA").save(tmp_path / "clear.png")
+    found = read_picture(tmp_path / "clear.png")
+    assert (found[:4] == [0, 255, 0]).all() and (found[4:] == 255).all()
+    grey = np.full((8, 8, 2), 77, np.uint8)
+    Image.fromarray(grey, "LA").save(tmp_path / "grey.png")
+    assert read_picture(tmp_path / "grey.png").shape == (8, 8, 3)
 
 
 def test_a_picture_that_is_not_there_is_one_line(tmp_path: Path) -> None:

@@ -143,6 +143,8 @@ def prepare(actor: Actor, recipe: Recipe, where: World) -> None:
     """Checkpointing, compilation and sharding as the recipe wants them, in place. Raises UsageError for replicas that
     do not divide the ranks."""
     actor.checkpointing = recipe.checkpointing
+    if where.device.type == "cuda":  # cuDNN's attention, H100's first choice, makes a plan for every new length
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if recipe.compile:
         compile_often()
         for block in actor.blocks:

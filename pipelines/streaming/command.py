@@ -62,7 +62,8 @@ def stream(options: argparse.Namespace) -> int:
     try:
         return _streamed(options, *_checked(options))
     except KeyboardInterrupt:  # before the first chunk, or for the second time
-        print("xstreamer: interrupted; what was shown until then plays", file=sys.stderr)
+        said = "what was shown until then plays" if Path(options.output).is_file() else "nothing was shown yet"
+        print(f"xstreamer: interrupted; {said}", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
@@ -85,7 +86,7 @@ def _streamed(options: argparse.Namespace, lines: list[Line], stride: int | None
     recordings, rate = _heard(cast, lines)
     if stride is None:
         plan, pace = paced(cast, latent, options.steps, options.seed)
-        keeps = "holds real time" if pace.holds else "does not hold real time, no other comes nearer"
+        keeps = "holds real time" if pace.holds else "is taken: none holds real time, this comes nearest"
         print(f"xstreamer: stride {pace.stride} {keeps} ({pace.load:.2f} s of work a second)", file=sys.stderr)
     seconds = options.seconds
     longest = LONGEST_ANSWER if seconds is None else min(LONGEST_ANSWER, math.ceil(seconds / SEGMENT_S) + 1)
@@ -121,6 +122,8 @@ def _checked(options: argparse.Namespace) -> tuple[list[Line], int | None]:
     elif options.seconds is None:
         raise UsageError("nothing to say; give --text, --speech or --script, or --seconds of silence")
     _check_written(options, lines)
+    if options.seconds is None and any(line.verb in (SAY, LISTEN) for line in lines) and not options.quiet:
+        print("xstreamer: the film ends with the answer; --seconds N ends it earlier", file=sys.stderr)
     return lines, None if options.stride == AUTO else int(options.stride)
 
 
@@ -128,6 +131,8 @@ def _check_written(options: argparse.Namespace, lines: list[Line]) -> None:
     """Raises UsageError where a file that is read, or written too, would be written over."""
     said = [line.what for line in lines if line.verb in (LISTEN, SPEAK)]
     others = {"-o": options.output, "--record": options.record}
+    if options.record and Path(options.record).is_dir():
+        raise UsageError(f"--record {options.record!r} is a folder; name a file")
     for option, written in others.items():
         for name in (options.portrait, options.script, *said, *(others[each] for each in others if each != option)):
             if written and name and Path(written).resolve() == Path(name).resolve():
