@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import pickle
 import tracemalloc
 from pathlib import Path
@@ -15,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from makers import demucs as maker
 from spoken import NAMES, clip_with, pink, si_sdr, speech, with_noise
+from tensors_alive import alive
 
 from curation.audio import Audio
 from curation.clip import Clip
@@ -110,13 +110,8 @@ class TestVocals:
 
         def look(module: Any, given: tuple[torch.Tensor, ...]) -> None:
             own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
-            alive = [
-                one
-                for one in gc.get_objects()
-                if isinstance(one, torch.Tensor) and one.layout == torch.strided and id(one) not in own
-            ]
             shown.append(given[0].shape[-1])
-            kept.append(sum(one.nbytes for one in alive))
+            kept.append(sum(one.nbytes for one in alive() if id(one) not in own))
 
         samples = np.resize(talk(5.0, RATE), 13 * RATE)
         tracemalloc.start()

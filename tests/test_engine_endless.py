@@ -13,7 +13,7 @@ import pytest
 import torch
 from actors_made import GRID, PLACES, STATES, actor, portrait
 from segments_made import run, segment, segments
-from torch import Tensor, nn
+from tensors_alive import alive
 
 from inference.engine import Chunk, Engine
 from inference.schedule import Plan, event_line, from_lines, plan_line, rows
@@ -39,11 +39,8 @@ class Weight:
 
 def weighed() -> Weight:
     gc.collect()
-    known = gc.get_objects()
-    # what other tests left behind, fake or wrapped, has no memory of its own
-    plain = [each for each in known if type(each) in (Tensor, nn.Parameter) and torch._C._has_storage(each)]
-    tensors = {each.data_ptr(): each.untyped_storage().nbytes() for each in plain}
-    return Weight(sum(tensors.values()), psutil.Process().memory_info().rss, len(known))
+    tensors = {each.data_ptr(): each.untyped_storage().nbytes() for each in alive()}
+    return Weight(sum(tensors.values()), psutil.Process().memory_info().rss, len(gc.get_objects()))
 
 
 class Long:
